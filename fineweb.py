@@ -1,0 +1,342 @@
+"""Text to tokens: documents in parquet files become shards that train_gpt2.py reads.
+
+    python fineweb.py                               # FineWeb-Edu, sample-10BT, from the hub
+    python fineweb.py --source FOLDER --out SHARDS  # any folder of .parquet files
+
+The files of FOLDER need a column named text. Every document is an end-of-text token followed by
+its GPT-2 tokens. The stream of documents is cut into files of --shard-size tokens, one-dimensional
+uint16: {name}_val_000000.npy, {name}_train_000001.npy and so on; manifest.json beside them says
+what they are made of. A run that is stopped goes on when the same command is given again, and the
+bytes are the same as if it had never stopped.
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from common import (
+    TOKENIZERS,
+    UserError,
+    check_writable,
+    get_tokenizer,
+    hub_offline,
+    needs_network,
+    parse,
+    run,
+    whole,
+)
+
+HUB = "HuggingFaceFW/fineweb-edu"
+HUB_FOLDER = "sample/10BT"
+WINDOW = 64  # row groups whose documents are shuffled among each other
+
+
+@dataclass(frozen=True)
+class Config:
+    source: str = HUB
+    """the hub's FineWeb-Edu, sample-10BT, or a folder of .parquet files with a text column"""
+    out: str = "edu_fineweb10B"
+    """folder for the shards and their manifest.json"""
+    shard_size: int = 10**8
+    """tokens a shard; the first shard is for validation"""
+    max_tokens: int | None = None
+    """stop after so many tokens; None: all there are"""
+    workers: int = os.cpu_count() or 1
+    """processes that tokenise"""
+    seed: int | None = None
+    """shuffle the documents by this number; None: in the order of the source"""
+    tokenizer: Literal["gpt2", "bytes"] = "gpt2"
+    """bytes needs no vocabulary, for trying things without a network"""
+
+
+# -----------------------------------------------------------------------------
+# the source
+
+
+@dataclass(frozen=True)
+class Source:
+    """Parquet files in order: their names, sizes in bytes, and how to get one onto this disk."""
+
+    files: tuple[str, ...]
+    sizes: tuple[int, ...]
+    folder: Path | None = None  # None: the hub
+
+    @functools.cache  # noqa: B019 (one Source lives as long as the program)
+    def path(self, i):
+        """A local path of file i, downloaded first if need be."""
+        if self.folder is not None:
+            return str(self.folder / self.files[i])
+        import huggingface_hub
+
+        with needs_network(self.files[i], "go online and run the same command again"):
+            return huggingface_hub.hf_hub_download(HUB, self.files[i], repo_type="dataset")
+
+
+def find_source(name):
+    """The Source of --source. Raises UserError for a folder without parquet files."""
+    if name == HUB:
+        return find_on_hub()
+    folder = Path(name)
+    files = sorted(folder.rglob("*.parquet")) if folder.is_dir() else []
+    if not files:
+        raise UserError(f"no .parquet files in {name}: name a folder that has some, or {HUB}")
+    return Source(tuple(str(file.relative_to(folder)) for file in files),
+                  tuple(file.stat().st_size for file in files), folder)
+
+
+def find_on_hub():
+    """The files of sample-10BT."""
+    import huggingface_hub
+
+    way_out = "go online, or name a folder of .parquet files with --source"
+    if hub_offline(HUB, "dataset"):
+        raise UserError(f"cannot reach the hub for {HUB}: {way_out}")
+    with needs_network(HUB, way_out):
+        tree = huggingface_hub.HfApi().list_repo_tree(HUB, HUB_FOLDER, repo_type="dataset")
+        files = sorted((item.path, item.size) for item in tree if item.path.endswith(".parquet"))
+    return Source(tuple(path for path, _ in files), tuple(size for _, size in files))
+
+
+def open_parquet(path):
+    """A pyarrow ParquetFile with a column of text. Raises UserError."""
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is no whole parquet file ({type(error).__name__}): "
+                        "fetch it again") from None
+    if "text" not in file.schema_arrow.names:
+        raise UserError(f"{path} has no column named text: name a folder whose files have one")
+    return file
+
+
+def estimate_tokens(source):
+    """About how many tokens the source holds, for the progress bar and the disk.
+
+    The hub's sample has 10 billion by its name. A folder's bytes of text are in its files' footers;
+    three a token errs on the large side: English prose has four or five, source code three.
+    """
+    if source.folder is None:
+        return 10**10
+    text_bytes = 0
+    for i in range(len(source.files)):
+        metadata = open_parquet(source.path(i)).metadata
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                if column.path_in_schema == "text":
+                    text_bytes += column.total_uncompressed_size
+    return text_bytes // 3
+
+
+def check_disk(config, source, n_tokens, n_done):
+    """State what is needed; raise UserError before starting if the disk has less."""
+    shards = 2 * max(0, n_tokens - n_done)
+    download = sum(source.sizes) if source.folder is None else 0
+    free = shutil.disk_usage(config.out).free
+    need = f"{shards / 1e9:.1f} GB for shards"
+    if download:
+        need += f" and up to {download / 1e9:.1f} GB for the download (in the hub's cache)"
+    print(f"needs about {need}; {free / 1e9:.1f} GB are free")
+    if shards + download > free:
+        raise UserError(f"{config.out} has {free / 1e9:.1f} GB free, and {need} are needed: "
+                        "make room, choose another --out, or --max-tokens")
+
+
+# -----------------------------------------------------------------------------
+# tokens
+
+
+def windows(config, source, start=None):
+    """Row groups in the run's order, as lists of (file, group), from the list that begins with
+    `start` on. In the source's order a list holds one group; with a seed, WINDOW groups drawn from
+    all files, whose documents will be shuffled together."""
+    if config.seed is None:
+        first_file, first_group = start or (0, 0)
+        for file in range(first_file, len(source.files)):
+            n_groups = open_parquet(source.path(file)).num_row_groups
+            for group in range(first_group if file == first_file else 0, n_groups):
+                yield [(file, group)]
+    else:
+        groups = [(file, group) for file in range(len(source.files))
+                  for group in range(open_parquet(source.path(file)).num_row_groups)]
+        order = np.random.default_rng(config.seed).permutation(len(groups))
+        groups = [groups[i] for i in order]
+        for i in range(groups.index(start) if start else 0, len(groups), WINDOW):
+            yield groups[i : i + WINDOW]
+
+
+@functools.cache
+def encoding(name):
+    """The tokenizer of this process."""
+    return get_tokenizer(name)
+
+
+def tokenise(path, group, tokenizer):
+    """A worker's task: read one row group, return its documents' tokens, one uint16 array each."""
+    enc = encoding(tokenizer)
+    try:
+        texts = pq.ParquetFile(path).read_row_group(group, columns=["text"])["text"].to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is damaged in row group {group} ({type(error).__name__}): "
+                        "fetch it again") from None
+    documents = [[enc.eot_token, *enc.encode_ordinary(text)] for text in texts if text is not None]
+    return [np.array(document, dtype=np.uint16) for document in documents]
+
+
+def tokenised(config, source, pool, start=None):
+    """Windows as (their first group, their documents end to end), in order, whatever the workers'
+    number and speed. Each worker has two tasks at a time, so memory stays bounded."""
+    waiting = deque()
+
+    def finish():
+        window, futures = waiting.popleft()
+        documents = [document for future in futures for document in future.result()]
+        if config.seed is not None:
+            order = np.random.default_rng((config.seed, *window[0])).permutation(len(documents))
+            documents = [documents[i] for i in order]
+        return window[0], np.concatenate(documents or [np.empty(0, np.uint16)])
+
+    for window in windows(config, source, start):
+        futures = [pool.submit(tokenise, source.path(file), group, config.tokenizer)
+                   for file, group in window]
+        waiting.append((window, futures))
+        if sum(len(futures) for _, futures in waiting) >= 2 * config.workers:
+            yield finish()
+    while waiting:
+        yield finish()
+
+
+# -----------------------------------------------------------------------------
+# shards
+
+
+def read_manifest(config, source):
+    """The manifest of this run as far as it got, or a new one. Raises UserError for a folder that
+    holds anything else, so that nothing is overwritten."""
+    new = {
+        "tokenizer": config.tokenizer, "vocab_size": TOKENIZERS[config.tokenizer],
+        "end_of_text": TOKENIZERS[config.tokenizer] - 1, "source": config.source,
+        "files": dict(zip(source.files, source.sizes, strict=True)), "order_seed": config.seed,
+        "shard_size": config.shard_size, "max_tokens": config.max_tokens,
+        "complete": False, "tokens": 0, "documents": 0, "shards": [],
+    }
+    out = Path(config.out)
+    way_out = "choose another --out, or remove that folder"
+    if not (out / "manifest.json").exists():
+        if shards := [*out.glob("*.npy"), *out.glob("*.bin")]:
+            raise UserError(f"{out} holds {shards[0].name} and no manifest.json: {way_out}")
+        return new
+    try:
+        old = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        differing = [key for key in new if key not in ("complete", "tokens", "documents", "shards",
+                                                       "source") and old[key] != new[key]]
+        if differing:
+            key = differing[0]
+            raise UserError(f"{out} was begun with {key} = {old[key]}, not {new[key]}: {way_out}")
+        return keep_whole_shards(out, old)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{out / 'manifest.json'} is no manifest of fineweb.py "
+                        f"({type(error).__name__}): {way_out}") from None
+
+
+def keep_whole_shards(out, manifest):
+    """The manifest up to the first shard that is not there in full."""
+    for i, shard in enumerate(manifest["shards"]):
+        try:
+            n_tokens = len(np.lib.format.open_memmap(out / shard["file"], mode="r"))
+        except (OSError, ValueError):
+            n_tokens = 0
+        if n_tokens != shard["tokens"]:
+            manifest |= {"shards": manifest["shards"][:i], "complete": False}
+            break
+    for key in "tokens", "documents":
+        manifest[key] = sum(shard[key] for shard in manifest["shards"])
+    return manifest
+
+
+def write_shard(config, manifest, tokens, following):
+    """One shard and the manifest that lists it, each whole or not at all. following: the window
+    and the place in it where the next shard begins."""
+    number = len(manifest["shards"])
+    name = "edufineweb" if config.source == HUB else Path(config.source).resolve().name
+    file = f"{name}_{'train' if number else 'val'}_{number:06d}.npy"
+    documents = int(np.count_nonzero(tokens == manifest["end_of_text"]))
+    with whole(Path(config.out) / file) as path, open(path, "wb") as opened:
+        np.save(opened, tokens)
+    manifest["shards"].append({"file": file, "tokens": len(tokens), "documents": documents,
+                               "following": following})
+    manifest["tokens"] += len(tokens)
+    manifest["documents"] += documents
+    write_manifest(config, manifest)
+
+
+def write_manifest(config, manifest):
+    with whole(Path(config.out) / "manifest.json") as path:
+        path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def write_shards(config, source, manifest, bar):
+    """Tokenise from where the manifest ends, and write shards until source or max_tokens end."""
+    start, place = manifest["shards"][-1]["following"] if manifest["shards"] else (None, 0)
+    room = config.max_tokens - manifest["tokens"] if config.max_tokens else sys.maxsize
+    shard, filled = np.empty(min(config.shard_size, room), dtype=np.uint16), 0
+    # spawned, not forked, as on every system; a worker imports this file, hence the main guard
+    pool = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"))
+    try:
+        for window, tokens in tokenised(config, source, pool, start and tuple(start)):
+            while place < len(tokens) and room:  # a long document fills many shards
+                n = min(len(tokens) - place, len(shard) - filled, room)
+                shard[filled : filled + n] = tokens[place : place + n]
+                filled, place, room = filled + n, place + n, room - n
+                bar.update(n)
+                if filled == len(shard):
+                    write_shard(config, manifest, shard, (window, place))
+                    filled = 0
+            place = 0
+            if not room:
+                break
+        if filled:
+            write_shard(config, manifest, shard[:filled], None)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    manifest["complete"] = True
+    write_manifest(config, manifest)
+
+
+def main():
+    config = parse(Config(), sys.argv[1:], "fineweb.py", __doc__)
+    for name in "shard_size", "max_tokens", "workers", "seed":
+        value, least = getattr(config, name), 0 if name == "seed" else 1
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+    source = find_source(config.source)
+    encoding(config.tokenizer)  # here first: one download, and one error if it fails
+    manifest = read_manifest(config, source)
+    if not manifest["complete"]:
+        check_writable(config.out)
+        n_tokens = min(estimate_tokens(source), config.max_tokens or sys.maxsize)
+        check_disk(config, source, n_tokens, manifest["tokens"])
+        with tqdm(total=n_tokens, initial=manifest["tokens"], unit="tok", unit_scale=True) as bar:
+            write_shards(config, source, manifest, bar)
+    print(f"{config.out}: {manifest['tokens']:,} tokens of {manifest['documents']:,} documents in "
+          f"{len(manifest['shards'])} shards")
+    if len(manifest["shards"]) < 2:
+        print("only the validation shard is filled: choose a smaller --shard-size to train on it")
+
+
+if __name__ == "__main__":
+    run(main)

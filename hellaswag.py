@@ -1,0 +1,270 @@
+"""HellaSwag: of four endings, does the model find the true one likeliest?
+
+An example is a context and four endings, one of which is what really came next. The model never
+writes anything: each ending is appended to the context and scored by the cross-entropy of its
+tokens. The lowest sum is the model's choice for `acc`, the lowest mean per token for `acc_norm`,
+which does not punish an ending for being long. Guessing gives 25%.
+
+    python hellaswag.py --model gpt2                                    # from the hub
+    python hellaswag.py --model log/gpt2-124M/checkpoint_018794         # a run of train_gpt2.py
+    python hellaswag.py --model gpt2 --data hellaswag_val.jsonl --limit 1000 --device cpu
+
+Scores of OpenAI's weights on all 10,042 validation examples:
+
+    model     this method (acc / acc_norm)     Eleuther's harness (acc / acc_norm)
+    gpt2      0.2859 / 0.2955                  28.92 / 31.14
+    gpt2-xl   0.3842 / 0.4893                  40.04 / 50.89
+
+The right-hand column differs in three ways: the harness puts the activity's label before the
+context, removes WikiHow's marks ([header], [title], [step]) from the text, and normalises by the
+ending's bytes where this method divides by its tokens. Compare within a column only. The
+standard error at 10,042 examples is about 0.0046: smaller differences mean nothing.
+
+Dataset: Zellers et al. 2019, "HellaSwag: Can a Machine Really Finish Your Sentence?"
+"""
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common import (UserError, find_device, get_tokenizer, hub_offline, needs_network, parse, run,
+                    tokenizer_name)
+
+HUB = "Rowan/hellaswag"
+
+# -----------------------------------------------------------------------------
+# examples
+
+
+def load_examples(source=HUB, limit=None):
+    """The examples of the hub's dataset or of a .jsonl file: dicts with ctx, endings, label.
+
+    limit: take the first so many. Raises UserError with the number of a line that cannot be read.
+    """
+    if str(source) == HUB:
+        return download_examples()[:limit]
+    if not Path(source).is_file():
+        raise UserError(f"no HellaSwag file {source}: name a .jsonl file, or {HUB} for the hub's")
+    examples = []
+    with open(source, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if limit is not None and len(examples) >= limit:
+                break
+            try:
+                examples.append(check_example(json.loads(line)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{source} line {number} is no HellaSwag example "
+                                f"({type(error).__name__}: {error}): mend or remove it") from None
+    if not examples:
+        raise UserError(f"{source} holds no examples: name a .jsonl file with one a line")
+    return examples
+
+
+def check_example(example):
+    """A dict with a context, four endings and a label 0-3 (a string on the hub), or ValueError."""
+    ctx, endings, label = example["ctx"], example["endings"], int(example["label"])
+    if not isinstance(ctx, str) or not ctx:
+        raise ValueError("ctx is not text")
+    if len(endings) != 4 or not all(isinstance(end, str) and end for end in endings):
+        raise ValueError("endings are not four texts")
+    if label not in range(4):
+        raise ValueError(f"label {label} is not 0, 1, 2 or 3")
+    return {"ctx": ctx, "endings": list(endings), "label": label}
+
+
+def download_examples():
+    """All 10,042 validation examples from the hub, or from its cache."""
+    import huggingface_hub
+    import pyarrow.parquet
+
+    with needs_network(HUB, "go online once, or name a .jsonl file with its examples"):
+        # the hub keeps a parquet copy of every dataset on this branch
+        path = huggingface_hub.hf_hub_download(
+            HUB, "default/validation/0000.parquet", repo_type="dataset",
+            revision="refs/convert/parquet", local_files_only=hub_offline(HUB, "dataset"))
+        rows = pyarrow.parquet.read_table(path, columns=["ctx", "endings", "label"]).to_pylist()
+    return [check_example(row) for row in rows]
+
+
+def cut_examples(text, n, chars=(64, 32), seed=0):
+    """`n` examples from any text: contexts, their true continuation, three cut from elsewhere.
+
+    chars: characters of context and of each ending; both end or begin at a space. Stands in for
+    HellaSwag where nothing can be downloaded: the same scorer, an easier question. Raises
+    UserError if the text is too short.
+    """
+    rng = np.random.default_rng(seed)
+    spaces = np.flatnonzero(np.array(list(text)) == " ")
+    spaces = spaces[(spaces >= chars[0]) & (spaces < len(text) - chars[1])]
+    if len(spaces) < 4:
+        raise UserError(f"{len(text)} characters of held-out text are too few to cut endings from")
+    examples = []
+    for _ in range(n):
+        cuts = rng.choice(spaces, size=4, replace=False)
+        label = int(rng.integers(4))
+        cuts[[0, label]] = cuts[[label, 0]]  # every cut is as likely to be the true one
+        examples.append({
+            "ctx": text[cuts[label] - chars[0] : cuts[label]],
+            "endings": [text[cut + 1 : cut + chars[1]] for cut in cuts],
+            "label": label,
+        })
+    return examples
+
+
+# -----------------------------------------------------------------------------
+# tokens
+
+
+@dataclass
+class Encoded:
+    """One example as tokens: four rows (context + ending), the endings' lengths, the true one."""
+
+    rows: list[list[int]]
+    n_ending: list[int]
+    label: int
+
+
+def encode(examples, enc, block_size):
+    """Tokenise once. A row too long for the network loses the beginning of its context.
+
+    enc: a tiktoken.Encoding. block_size: the longest input; rows keep one token more, since the
+    last one is only ever a target. Returns a list of Encoded.
+    """
+    encoded = []
+    for example in examples:
+        ctx = enc.encode_ordinary(example["ctx"])
+        # GPT-2's tokens carry the space before the word, so an ending is encoded with its own
+        endings = [enc.encode_ordinary(" " + ending) for ending in example["endings"]]
+        rows = [(ctx + ending)[-(block_size + 1) :] for ending in endings]
+        n_ending = [min(len(end), len(row) - 1) for end, row in zip(endings, rows, strict=True)]
+        encoded.append(Encoded(rows, n_ending, example["label"]))
+    return encoded
+
+
+def batches(encoded, tokens_per_batch=4096):
+    """Lists of examples of like length: sorted, and as many together as fit when padded.
+
+    The batches depend on nothing but the examples, so that every run scores the same ones.
+    """
+    def longest(example):
+        return max(map(len, example.rows))
+
+    batch = []
+    for example in sorted(encoded, key=longest):
+        if batch and 4 * (len(batch) + 1) * longest(example) > tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(example)
+    if batch:
+        yield batch
+
+
+# -----------------------------------------------------------------------------
+# scores
+
+
+@torch.no_grad()
+def score(model, batch, device):
+    """Cross-entropy of every ending. Returns sums and means over its tokens, each (examples, 4).
+
+    model(idx) may return logits, a tuple that begins with them, or an object that has them.
+    """
+    rows = [row for example in batch for row in example.rows]
+    n_ending = torch.tensor([n for example in batch for n in example.n_ending])
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)  # padded on the right
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    idx, targets = tokens[:, :-1], tokens[:, 1:]
+    # position p of the targets is token p + 1 of the row: an ending's targets are its last n
+    position = torch.arange(idx.size(1))
+    mask = (position >= (lengths - 1 - n_ending)[:, None]) & (position < (lengths - 1)[:, None])
+    idx, targets, mask = idx.to(device), targets.to(device), mask.to(device)
+
+    out = model(idx)
+    logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", out)  # (rows, T, V)
+    losses = F.cross_entropy(logits[mask].float(), targets[mask], reduction="none")
+    of_row = mask.nonzero()[:, 0]
+    sums = torch.zeros(len(rows), device=device).index_add_(0, of_row, losses).cpu()
+    return sums.view(-1, 4), (sums / n_ending).view(-1, 4)
+
+
+def count_correct(model, encoded, device, ddp_rank=0, ddp_world_size=1, progress=False):
+    """How many of this rank's examples the model gets right, and how many there are.
+
+    Batches go to the ranks in turn. Returns a float64 tensor (acc, acc_norm, n): add those of
+    all ranks, then divide.
+    """
+    counts = torch.zeros(3, dtype=torch.float64)
+    mine = list(batches(encoded))[ddp_rank::ddp_world_size]
+    for batch in tqdm(mine, desc="HellaSwag", leave=False, disable=None if progress else True):
+        labels = torch.tensor([example.label for example in batch])
+        sums, means = score(model, batch, device)
+        counts[0] += (sums.argmin(dim=1) == labels).sum()
+        counts[1] += (means.argmin(dim=1) == labels).sum()
+        counts[2] += len(batch)
+    return counts
+
+
+def standard_error(p, n):
+    """Of a share p seen in n examples: sqrt(p (1 - p) / n)."""
+    return math.sqrt(p * (1 - p) / n)
+
+
+# -----------------------------------------------------------------------------
+# the command line
+
+
+@dataclass
+class Config:
+    model: str = "gpt2"
+    """a name on the hub, or a folder in transformers' layout (train_gpt2.py's checkpoints are)"""
+    data: str = HUB
+    """the hub's dataset, or a .jsonl file with ctx, endings and label on every line"""
+    limit: int | None = None
+    """score the first so many examples"""
+    device: str = "auto"
+    """cuda, mps, cpu, or auto for the first of them that is there"""
+
+
+def load_model(name_or_folder, device):
+    """Any causal language model of transformers, from safetensors, in fp32, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    folder = Path(name_or_folder).is_dir()
+    offline = folder or hub_offline(name_or_folder)
+    with needs_network(f"the model {name_or_folder}",
+                       "name gpt2 (online), or a folder with config.json and model.safetensors"):
+        model = AutoModelForCausalLM.from_pretrained(
+            name_or_folder, local_files_only=offline, use_safetensors=True, dtype=torch.float32)
+    return model.to(device).eval()
+
+
+def main():
+    config = parse(Config(), sys.argv[1:], "hellaswag.py", __doc__)
+    if config.limit is not None and config.limit < 1:
+        raise UserError(f"--limit {config.limit}: give 1 or more, or leave it out for all")
+    device = find_device(config.device)
+    examples = load_examples(config.data, config.limit)
+    model = load_model(config.model, device)
+    enc = get_tokenizer(tokenizer_name(model.config.vocab_size))
+    encoded = encode(examples, enc, model.config.max_position_embeddings)
+
+    acc, acc_norm, n = count_correct(model, encoded, device, progress=True).tolist()
+    for name, correct in ("acc", acc), ("acc_norm", acc_norm):
+        print(f"{name:8s} {correct / n:.4f} +- {standard_error(correct / n, n):.4f}"
+              f"  ({correct:.0f} of {n:.0f})")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,58 @@
+"""generate(): from the top k, by the seed, in the right shares."""
+
+import torch
+from helpers import lively_gpt
+from torch.nn import functional as F
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_every_token_is_among_the_top_k():
+    model = lively_gpt()
+    idx = model.generate(torch.tensor([[1, 2], [3, 4]]), 14, top_k=5, generator=generator(0))
+    assert idx.shape == (2, 16)
+    assert idx[:, :2].tolist() == [[1, 2], [3, 4]]
+    for t in range(2, 16):
+        logits, _ = model(idx[:, :t])
+        top = logits[:, -1].topk(5).indices
+        assert (top == idx[:, t : t + 1]).any(dim=1).all()
+
+
+def test_same_seed_same_tokens():
+    model, idx = lively_gpt(), torch.tensor([[1]])
+    first, again, other = (model.generate(idx, 40, generator=generator(s)) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_temperature_0_takes_the_likeliest():
+    model = lively_gpt()
+    idx = model.generate(torch.tensor([[5, 6]]), 10, temperature=0)
+    for t in range(2, 12):
+        assert idx[0, t] == model(idx[:, :t])[0][0, -1].argmax()
+
+
+def test_past_block_size_the_window_slides():
+    model = lively_gpt()
+    idx = model.generate(torch.tensor([[1]]), 30, temperature=0)
+    assert idx.shape == (1, 31)
+    assert idx[0, 30] == model(idx[:, 14:30])[0][0, -1].argmax()
+
+
+def test_shares_are_the_softmax():
+    """20,000 draws of one token against softmax(logits / temperature) cut to the top 8."""
+    model, idx, n = lively_gpt(), torch.tensor([[7]]), 20_000
+    drawn = model.generate(idx.expand(n, 1), 1, temperature=0.7, top_k=8, generator=generator(3))
+    top, ids = (model(idx)[0][0, -1] / 0.7).topk(8)
+    expected = torch.zeros(257).scatter(0, ids, F.softmax(top, dim=0))
+    share = torch.bincount(drawn[:, 1], minlength=257) / n
+    # four standard errors of a share near one half
+    torch.testing.assert_close(share, expected, atol=0.015, rtol=0)
+
+
+def test_top_k_none_and_too_large_mean_all():
+    model, idx = lively_gpt(), torch.tensor([[7]])
+    every = [model.generate(idx, 20, top_k=k, generator=generator(4)) for k in (None, 257, 9999)]
+    assert torch.equal(every[0], every[1]) and torch.equal(every[0], every[2])

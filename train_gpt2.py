@@ -1,0 +1,1137 @@
+"""GPT-2 (124M), reproduced from an empty file: the network, its training, its evaluation.
+
+    python train_gpt2.py laptop                 # nothing to download, no GPU, about three minutes
+    python train_gpt2.py                        # one GPU, on the shards that fineweb.py made
+    torchrun --standalone --nproc_per_node=8 train_gpt2.py                            # eight GPUs
+
+The first word after the name is a preset; flags change single settings; `--help` lists them all.
+Read from top to bottom: the network, configuration, data, optimizer, evaluation, log, main().
+"""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import tyro
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel as DDP
+from tqdm import tqdm
+
+import hellaswag
+from common import (TOKENIZERS, UserError, check_writable, find_device, get_tokenizer,
+                    hub_offline, needs_network, parse, run, tokenizer_name, whole)
+
+# -----------------------------------------------------------------------------
+# the network
+#
+# Shapes: B batch, T time, C = n_embd channels, nh heads of size hs = C / nh, V vocabulary.
+
+
+@dataclass
+class GPTConfig:
+    """Sizes of the network; the defaults are GPT-2 124M's."""
+
+    block_size: int = 1024  # longest sequence: as many position embeddings
+    vocab_size: int = 50257  # 50,000 merges, 256 bytes, 1 end-of-text
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+
+
+class CausalSelfAttention(nn.Module):
+    """Every position gathers what it needs from the positions before it, in n_head ways."""
+
+    def __init__(self, config):
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise UserError(f"--n-embd {config.n_embd} does not divide by --n-head {config.n_head}")
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads at once
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_proj.adds_to_residual = True
+
+    def forward(self, x):
+        B, T, C = x.size()
+        q, k, v = self.c_attn(x).split(C, dim=2)
+        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
+                   for t in (q, k, v))
+        # softmax(q k^T / sqrt(hs)) v, masked to the past, without ever storing the (T, T) matrix
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = y.transpose(1, 2).contiguous().view(B, T, C)  # heads side by side again
+        return self.c_proj(y)
+
+
+class MLP(nn.Module):
+    """Every position thinks for itself: four times as wide, GELU, back."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        # OpenAI computed GELU by its tanh approximation, and the weights expect it
+        self.gelu = nn.GELU(approximate="tanh")
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_proj.adds_to_residual = True
+
+    def forward(self, x):
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """x + attention, x + MLP, each on a normalised copy: the residual stream stays untouched."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+# The names on the hub. The checkpoints store these matrices for a Conv1D, (in, out), where
+# nn.Linear wants (out, in).
+PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+class GPT(nn.Module):
+    """GPT-2. Parameters are named and shaped as in the published checkpoints."""
+
+    vocab_multiple = 64  # the product with the vocabulary is padded to a multiple of it
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(dict(
+            wte=nn.Embedding(config.vocab_size, config.n_embd),
+            wpe=nn.Embedding(config.block_size, config.n_embd),
+            h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            ln_f=nn.LayerNorm(config.n_embd),
+        ))
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        # one matrix reads tokens and writes them (Press and Wolf 2016): 38.6M parameters saved
+        self.transformer.wte.weight = self.lm_head.weight
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module):
+        """Standard deviation 0.02, biases 0 (GPT-2's code; it drew wpe with 0.01, as we do not:
+        training washes the difference out). Each of the 2 n_layer projections that add to the
+        residual stream is scaled by 1/sqrt(2 n_layer), so that the sum's size does not grow
+        with depth (GPT-2 paper, section 2.3)."""
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            std = 0.02
+            if hasattr(module, "adds_to_residual"):
+                std *= (2 * self.config.n_layer) ** -0.5
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, idx, targets=None):
+        """idx (B, T) long -> logits (B, T, vocab_size), loss (mean over B T in nats, or None).
+
+        Raises ValueError for T > block_size.
+        """
+        B, T = idx.size()
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens, but the network has {self.config.block_size} positions")
+        pos = torch.arange(T, device=idx.device)
+        x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
+        for block in self.transformer.h:
+            x = block(x)
+        x = self.transformer.ln_f(x)
+        # 50,257 is odd, and kernels like powers of two: rows of zeros make it 50,304 = 64 * 786.
+        # They exist in this product alone, so no id past the vocabulary can win or be sampled.
+        V = self.config.vocab_size
+        weight = F.pad(self.lm_head.weight, (0, 0, 0, -V % self.vocab_multiple))
+        logits = F.linear(x, weight)[..., :V]
+        loss = None
+        if targets is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, loss
+
+    def num_params(self):
+        """Number of parameters, the shared matrix counted once: 124,439,808 for GPT-2 124M."""
+        return sum(p.numel() for p in self.parameters())
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=50, generator=None):
+        """Continue idx (B, T) by max_new_tokens sampled tokens: (B, T + max_new_tokens).
+
+        temperature 0 takes the likeliest token; top_k None chooses among all. generator: a
+        torch.Generator on idx's device, so that sampling leaves the global state alone.
+        """
+        for _ in range(max_new_tokens):
+            logits, _ = self(idx[:, -self.config.block_size :])
+            logits = logits[:, -1, :].float()  # (B, V): only the last position predicts the next
+            if temperature == 0:
+                next_idx = logits.argmax(dim=-1, keepdim=True)
+            else:
+                k = min(top_k or self.config.vocab_size, self.config.vocab_size)
+                top, ids = logits.topk(k, dim=-1)  # (B, k)
+                probs = F.softmax(top / temperature, dim=-1)
+                next_idx = ids.gather(1, torch.multinomial(probs, 1, generator=generator))
+            idx = torch.cat((idx, next_idx), dim=1)
+        return idx
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder):
+        """GPT-2's weights, from the hub by name or from a folder in transformers' layout.
+
+        name_or_folder: gpt2 (124M), gpt2-medium (350M), gpt2-large (774M), gpt2-xl (1558M), or a
+        folder with config.json and model.safetensors. Raises UserError for anything else.
+        """
+        hf = load_transformers_gpt2(name_or_folder)
+        config = GPTConfig(block_size=hf.config.n_positions, vocab_size=hf.config.vocab_size,
+                           n_layer=hf.config.n_layer, n_head=hf.config.n_head,
+                           n_embd=hf.config.n_embd)
+        model = cls(config)
+        model.load_transformers_state(hf.state_dict())
+        return model
+
+    @torch.no_grad()
+    def load_transformers_state(self, sd_hf):
+        """Copy the tensors of a transformers GPT-2 state dict, whatever its version.
+
+        Older ones hold the causal mask as buffers (attn.bias, attn.masked_bias): not weights.
+        """
+        sd = self.state_dict()
+        keys = {k for k in sd_hf if not k.endswith((".attn.bias", ".attn.masked_bias"))}
+        if keys != set(sd):
+            raise UserError(f"the weights' names are not GPT-2's: {sorted(keys ^ set(sd))[:3]}")
+        for k in sd:
+            source = sd_hf[k].t() if k.endswith(TRANSPOSED) else sd_hf[k]
+            if source.shape != sd[k].shape:
+                raise UserError(f"{k} has shape {tuple(source.shape)}, not {tuple(sd[k].shape)}")
+            sd[k].copy_(source)
+
+    def save_pretrained(self, folder):
+        """Write config.json and model.safetensors, which GPT2LMHeadModel.from_pretrained opens."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: (v.t() if k.endswith(TRANSPOSED) else v).contiguous().cpu()
+                 for k, v in self.state_dict().items() if k != "lm_head.weight"}  # tied to wte
+        with whole(folder / "model.safetensors") as path:
+            save_file(state, path, metadata={"format": "pt"})
+        c = self.config
+        config = dict(
+            architectures=["GPT2LMHeadModel"], model_type="gpt2", dtype="float32",
+            n_positions=c.block_size, n_ctx=c.block_size, vocab_size=c.vocab_size,
+            n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd, n_inner=None,
+            activation_function="gelu_new", layer_norm_epsilon=1e-5, tie_word_embeddings=True,
+            bos_token_id=c.vocab_size - 1, eos_token_id=c.vocab_size - 1,
+            attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)  # trained without dropout
+        with whole(folder / "config.json") as path:
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_transformers_gpt2(name_or_folder):
+    """transformers' GPT2LMHeadModel in fp32 on the CPU. Raises UserError for what is no GPT-2."""
+    name = str(name_or_folder)
+    is_folder = os.path.isdir(name)
+    if not is_folder and name not in PRETRAINED:
+        raise UserError(f"no model {name}: choose {', '.join(PRETRAINED)}, or an existing folder "
+                        "with config.json and model.safetensors")
+    if is_folder:
+        check_gpt2_config(Path(name) / "config.json")
+    from transformers import GPT2LMHeadModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with needs_network(f"the weights of {name}", "name a folder with GPT-2's config.json and "
+                       "model.safetensors, whole and of the shapes in its config.json"):
+        hf, info = GPT2LMHeadModel.from_pretrained(
+            name, local_files_only=is_folder or hub_offline(name), use_safetensors=True,
+            dtype=torch.float32, output_loading_info=True)
+    absent = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
+    if absent:  # transformers would go on with random numbers in their place
+        raise UserError(f"{name} lacks weights of its config.json, {absent[0]} for one: "
+                        "name a folder that holds them all")
+    return hf
+
+
+# What a config.json must say, or leave out, for its network to be the one above.
+GPT2_IS = dict(
+    model_type="gpt2", activation_function="gelu_new", layer_norm_epsilon=1e-5, n_inner=None,
+    tie_word_embeddings=True, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+
+
+def check_gpt2_config(path):
+    """Refuse a config.json that is missing, broken, or describes another network than ours."""
+    try:
+        config = {"model_type": None, **json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a GPT-2's config.json ({type(error).__name__}): name a "
+                        "folder that save_pretrained wrote") from None
+    for key, value in GPT2_IS.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{path} says {key} = {config[key]}, and the network here has {value}: "
+                            "name a GPT-2")
+
+
+# -----------------------------------------------------------------------------
+# configuration and presets
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every setting of a run; each is a flag. The defaults are the video's run."""
+
+    data: str = "edu_fineweb10B"
+    """folder of shards (fineweb.py makes it); "pydoc": the manual that every Python carries"""
+    out_dir: str = "log/gpt2-124M"
+    """folder for log.txt, curves.png and the checkpoints"""
+    init_from: str = ""
+    """start from these weights, not random ones: gpt2 ... gpt2-xl, or a folder; sets the sizes"""
+    n_layer: int = 12
+    """blocks"""
+    n_head: int = 12
+    """attention heads a block"""
+    n_embd: int = 768
+    """channels"""
+    vocab_size: int = TOKENIZERS["gpt2"]
+    """ids of the tokenizer: 50257 is gpt2's, 257 is bytes'"""
+    B: int = 64
+    """micro-batch: sequences a process handles at once; halve it when memory runs out"""
+    T: int = 1024
+    """tokens a sequence; without --init-from also the number of position embeddings"""
+    total_batch_size: int = 2**19
+    """tokens an optimizer step, over all ranks and micro-steps"""
+    max_steps: int | None = None
+    """optimizer steps; None: one epoch of the shards found"""
+    max_lr: float = 6e-4
+    """learning rate after the warm-up"""
+    min_lr: float | None = None
+    """learning rate at the end; None: a tenth of --max-lr"""
+    warmup_steps: int = 715
+    """steps of linear warm-up: GPT-3's 375M tokens at 524,288 a step"""
+    weight_decay: float = 0.1
+    """of matrices and embeddings; biases and norms have none"""
+    shuffle: bool = False
+    """shuffle shards, and documents within each, anew every epoch; else the order on disk"""
+    seed: int = 1337
+    """of the weights, the shuffling and the samples"""
+    eval_every: int = 250
+    """steps between evaluations (validation, HellaSwag, samples); also at the start and the end"""
+    val_tokens: int = 20 * 2**19
+    """tokens of the validation shards, always the same ones; less if they hold less"""
+    hellaswag: str = hellaswag.HUB
+    """the hub's dataset, a .jsonl file, "heldout" (endings cut from validation text), or "none" """
+    hellaswag_limit: int | None = None
+    """score the first so many examples; None: all (1,000 of "heldout")"""
+    prompt: str = "Hello, I'm a language model,"
+    """what the samples continue"""
+    sample_tokens: int = 32
+    """new tokens in each of the four samples; 0: no samples"""
+    checkpoint_every: int = 5000
+    """steps between checkpoints; also at the end"""
+    print_every: int = 1
+    """steps between printed lines; the log has every step"""
+    device: str = "auto"
+    """cuda, mps, cpu, or auto for the first of them that is there"""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """of the matrix products; auto: bfloat16 on cards that have it, else float16; float32 on CPU"""
+    compile: Annotated[bool | None, tyro.conf.arg(metavar="| --no-compile")] = None
+    """torch.compile the training step; by default on for cuda alone"""
+
+    @property
+    def final_lr(self):
+        """min_lr, or the tenth of max_lr that stands for None."""
+        return 0.1 * self.max_lr if self.min_lr is None else self.min_lr
+
+
+# Sizes: GPT-2 paper, table 2. Learning rates and batches: GPT-3 paper, table 2.1, by nearest size.
+# B: 64 is the video's for 80 GB of memory; the others keep B x T x n_layer x n_embd below it.
+PRESETS = {
+    "gpt2-124M": TrainConfig(),
+    "gpt2-350M": TrainConfig(n_layer=24, n_head=16, n_embd=1024, max_lr=3e-4, B=16),
+    "gpt2-774M": TrainConfig(n_layer=36, n_head=20, n_embd=1280, max_lr=2.5e-4, B=8),
+    "gpt2-1558M": TrainConfig(n_layer=48, n_head=25, n_embd=1600, max_lr=2e-4, B=4,
+                              total_batch_size=2**20, warmup_steps=358),
+    "gpt3-125M": TrainConfig(T=2048, B=32),
+    "laptop": TrainConfig(
+        data="pydoc", hellaswag="heldout", vocab_size=TOKENIZERS["bytes"], prompt="The ",
+        n_layer=4, n_head=4, n_embd=128, B=16, T=128, total_batch_size=16 * 128, max_steps=1500,
+        max_lr=3e-3, warmup_steps=50, shuffle=True, eval_every=250, checkpoint_every=1500,
+        sample_tokens=160, print_every=25),
+}
+PRESETS = {name: replace(preset, out_dir=f"log/{name}") for name, preset in PRESETS.items()}
+
+
+def parse_args(args):
+    """[PRESET] [--flag value ...] -> TrainConfig. Raises UserError for what cannot be read."""
+    args = list(args)
+    name = args.pop(0) if args and not args[0].startswith("-") else "gpt2-124M"
+    if name not in PRESETS:
+        raise UserError(f"no preset {name}: choose one of {', '.join(PRESETS)}")
+    about = f"{__doc__}\nPresets: {', '.join(PRESETS)}. The defaults below are {name}'s."
+    return parse(PRESETS[name], args, f"train_gpt2.py {name}", about)
+
+
+def check_config(config, ddp_world_size):
+    """Refuse settings that no run could have. Returns grad_accum_steps."""
+    at_least = dict(n_layer=1, n_head=1, n_embd=1, B=1, T=1, total_batch_size=1, max_steps=1,
+                    warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
+                    hellaswag_limit=1, sample_tokens=0, checkpoint_every=1, print_every=1)
+    for name, least in at_least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+    if not 0 <= config.final_lr <= config.max_lr < math.inf:
+        raise UserError(f"--min-lr {config.min_lr}, --max-lr {config.max_lr}: give 0 <= min <= max")
+    at_once = config.B * config.T * ddp_world_size
+    if config.total_batch_size % at_once:
+        nearest = max(1, round(config.total_batch_size / at_once)) * at_once
+        raise UserError(f"--total-batch-size {config.total_batch_size} does not divide by B x T x "
+                        f"ranks = {config.B} x {config.T} x {ddp_world_size} = {at_once}: "
+                        f"try {nearest}, or another --B")
+    return config.total_batch_size // at_once
+
+
+# -----------------------------------------------------------------------------
+# device and ranks
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process of how many this is, and its device. One plain process is rank 0 of 1."""
+
+    device: torch.device
+    ddp: bool = False
+    ddp_rank: int = 0
+    ddp_local_rank: int = 0
+    ddp_world_size: int = 1
+
+    @property
+    def master_process(self):
+        """The one that prints, logs and saves."""
+        return self.ddp_rank == 0
+
+
+def init_ranks(device_name):
+    """Join the other processes if torchrun started this one: nccl on GPUs, gloo elsewhere."""
+    if "RANK" not in os.environ:
+        return Ranks(find_device(device_name))
+    ddp_rank, ddp_local_rank, ddp_world_size = (
+        int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    device = find_device(device_name)
+    if device.type == "cuda":
+        device = find_device(f"cuda:{ddp_local_rank}")
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Ranks(device, True, ddp_rank, ddp_local_rank, ddp_world_size)
+
+
+def sum_over_ranks(values, ranks):
+    """Add a tensor over all ranks. Means are made by dividing sums: gloo has no ReduceOp.AVG."""
+    values = values.to(ranks.device)
+    if ranks.ddp:
+        dist.all_reduce(values, op=dist.ReduceOp.SUM)
+    return values
+
+
+@contextlib.contextmanager
+def one_rank_first(ranks):
+    """One process a machine runs the block and fills the caches; the others follow it."""
+    if ranks.ddp and ranks.ddp_local_rank != 0:
+        dist.barrier()
+    yield
+    if ranks.ddp and ranks.ddp_local_rank == 0:
+        dist.barrier()
+
+
+def choose_dtype(name, device):
+    """The dtype of matrix products under autocast: a torch.dtype."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type != "cuda":
+        return torch.float32
+    # older cards (V100, T4) would emulate bfloat16, slowly
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float16
+
+
+def autocast(device, dtype):
+    """Matrix products in `dtype`, parameters and sensitive operations in fp32."""
+    return torch.autocast(device_type=device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def compile_model(model, ranks, wanted):
+    """torch.compile(model) where it is wanted (None: on cuda) and works, else the model itself."""
+    if not (ranks.device.type == "cuda" if wanted is None else wanted):
+        return model
+    try:  # Triton is missing on Windows, a C compiler on many CPUs: try something small first
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=ranks.device))
+    except Exception as error:
+        if ranks.master_process:
+            print(f"torch.compile does not work here ({type(error).__name__}): running eagerly")
+        return model
+    return torch.compile(model)
+
+
+# -----------------------------------------------------------------------------
+# data
+
+
+@dataclass(frozen=True)
+class Shard:
+    """uint16 tokens in a file or in memory. `open` maps them anew for every read: a mapping kept
+    open would count every page it ever touched as this process's memory."""
+
+    name: str
+    n_tokens: int
+    open: Callable[[], np.ndarray]
+
+
+def open_shard(path):
+    """A Shard from one of our .npy files or of llm.c's .bin files. Raises UserError if it is not.
+
+    .bin: 256 int32 (magic 20240520, version 1, number of tokens, zeros), then uint16 tokens.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if path.suffix == ".bin":
+            header = np.fromfile(path, dtype="<i4", count=256)
+            if len(header) < 256 or (header[0], header[1]) != (20240520, 1):
+                raise ValueError("no llm.c header")
+            offset, shape, dtype = 1024, (int(header[2]),), np.dtype("<u2")
+        else:
+            tokens = np.lib.format.open_memmap(path, mode="r")  # .npy only, and never a pickle
+            offset, shape, dtype = tokens.offset, tokens.shape, tokens.dtype
+        if dtype != np.uint16 or len(shape) != 1:
+            raise ValueError(f"{dtype} of shape {shape}, not uint16 in one dimension")
+        if size != offset + 2 * shape[0]:
+            raise ValueError(f"{size} bytes where {shape[0]} tokens need {offset + 2 * shape[0]}")
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise UserError(f"{path} is no whole shard of tokens ({error}): make it again") from None
+    return Shard(str(path), shape[0],
+                 functools.partial(np.memmap, path, np.uint16, "r", offset, shape))
+
+
+def find_shards(folder, tokenizer):
+    """The train and the validation shards of a folder, in the order of their names.
+
+    Names end in _train_000001.npy, _val_000000.npy, or in .bin. A manifest.json beside them must
+    agree with what is there, and with `tokenizer`. Raises UserError.
+    """
+    way_out = 'run "python fineweb.py", or try "python train_gpt2.py laptop"'
+    shards = {"train": [], "val": []}
+    folder = Path(folder)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if match := re.search(r"_(train|val)(_\d+)?\.(npy|bin)$", path.name):
+            shards[match[1]].append(open_shard(path))
+    if (folder / "manifest.json").exists():
+        check_manifest(folder / "manifest.json", tokenizer, shards["train"] + shards["val"])
+    for split, found in shards.items():
+        if not found:
+            raise UserError(f"no {split} shards in {folder}: {way_out}")
+    return shards["train"], shards["val"]
+
+
+def check_manifest(path, tokenizer, shards):
+    """Refuse shards of another tokenizer, and shards that are missing or not the ones listed."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        made_with, listed = manifest["tokenizer"], manifest["shards"]
+        listed = {shard["file"]: shard["tokens"] for shard in listed}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no manifest ({type(error).__name__}): make the shards again, "
+                        "or remove it if they are from elsewhere") from None
+    if made_with != tokenizer:
+        raise UserError(f"the shards in {path.parent} are of the tokenizer {made_with}, the run is "
+                        f"of {tokenizer}: choose other --data, or --vocab-size "
+                        f"{TOKENIZERS.get(made_with)}")
+    found = {Path(shard.name).name: shard.n_tokens for shard in shards}
+    for name, n_tokens in listed.items():
+        if found.get(name) != n_tokens:
+            raise UserError(f"{path.parent / name} holds {found.get(name, 'no')} tokens where the "
+                            f"manifest says {n_tokens}: make the shards again")
+
+
+def python_manual(piece=1024):
+    """The text behind Python's help(), half a megabyte, as byte shards in memory: train, val.
+
+    Documents are pieces of the manual of at least `piece` bytes where it is that long, cut between
+    paragraphs. Every tenth is validation. A paragraph that comes twice (topics quote each
+    other) is kept once, so that validation has seen nothing of what it asks.
+    """
+    with needs_network("Python's manual", "this Python has no pydoc_data, install a whole one"):
+        from pydoc_data.topics import topics
+    enc, seen, pieces = get_tokenizer("bytes"), set(), []
+    for text in topics.values():
+        start_new = True
+        for paragraph in text.strip().split("\n\n"):
+            if len(paragraph) >= 40 and paragraph in seen:
+                continue
+            seen.add(paragraph)
+            if start_new:
+                pieces.append(paragraph)
+            else:
+                pieces[-1] += "\n\n" + paragraph
+            start_new = len(pieces[-1]) >= piece
+    shards = []
+    for split, part in (("train", [p for i, p in enumerate(pieces) if i % 10 != 9]),
+                        ("val", pieces[9::10])):
+        ids = [id for text in part for id in (enc.eot_token, *enc.encode_ordinary(text))]
+        tokens = np.array(ids, dtype=np.uint16)
+        shards.append([Shard(f"pydoc_{split}", len(tokens), lambda tokens=tokens: tokens)])
+    return shards
+
+
+class TokenStream:
+    """Shards end to end, epoch after epoch: one endless sequence of tokens, read at any position.
+
+    seed: None keeps the order on disk; a number shuffles the shards, and the documents within
+    each shard, anew every epoch. What stands at a position depends on nothing else.
+    """
+
+    def __init__(self, shards, vocab_size, seed=None):
+        self.shards, self.vocab_size, self.seed = shards, vocab_size, seed
+        self.n_tokens = sum(shard.n_tokens for shard in shards)  # of one epoch
+        # a batch touches one shard, or two where they meet
+        self.documents = functools.lru_cache(maxsize=2)(self._documents)
+        self.layout = functools.lru_cache(maxsize=2)(self._layout)
+
+    def read(self, position, n):
+        """The n tokens from `position` on: int64 (n,)."""
+        out, filled = np.empty(n, dtype=np.int64), 0
+        while filled < n:
+            epoch, offset = divmod(position + filled, self.n_tokens)
+            for i in self._order(epoch):
+                if offset < self.shards[i].n_tokens:
+                    break
+                offset -= self.shards[i].n_tokens
+            filled += self._read_shard(epoch, int(i), offset, out[filled:])
+        return out
+
+    def _order(self, epoch):
+        if self.seed is None:
+            return range(len(self.shards))
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.shards))
+
+    def _documents(self, i):
+        """Where the documents of shard i begin. Looks at every id once, before its first use."""
+        shard, starts, chunk = self.shards[i], [[0]], 2**22
+        for begin in range(0, shard.n_tokens, chunk):
+            tokens = shard.open()[begin : begin + chunk]
+            if tokens.max() >= self.vocab_size:
+                raise UserError(f"{shard.name} holds the id {tokens.max()}, and the vocabulary "
+                                f"ends at {self.vocab_size - 1}: it is of another tokenizer")
+            starts.append(begin + np.flatnonzero(tokens == self.vocab_size - 1))  # end-of-text
+        return np.unique(np.concatenate(starts))
+
+    def _layout(self, epoch, i):
+        """The documents of shard i in this epoch's order: starts and lengths on disk, and where
+        each ends when they are laid end to end."""
+        starts = self.documents(i)
+        lengths = np.diff(starts, append=self.shards[i].n_tokens)
+        if self.seed is not None:
+            order = np.random.default_rng((self.seed, epoch, i)).permutation(len(starts))
+            starts, lengths = starts[order], lengths[order]
+        else:  # on disk they lie end to end already: one long document
+            starts, lengths = starts[:1], lengths.sum(keepdims=True)
+        return starts, lengths, np.cumsum(lengths)
+
+    def _read_shard(self, epoch, i, offset, out):
+        """Fill `out` from shard i. Returns how many tokens that were: it may end before."""
+        starts, lengths, ends = self.layout(epoch, i)
+        tokens, filled = self.shards[i].open(), 0
+        document = int(np.searchsorted(ends, offset, side="right"))
+        while filled < len(out) and document < len(ends):
+            left = ends[document] - offset  # tokens of this document from here on
+            stop = starts[document] + lengths[document]
+            part = tokens[stop - left : min(stop, stop - left + len(out) - filled)]
+            out[filled : filled + len(part)] = part  # to int64: torch has few uses for uint16
+            filled, offset = filled + len(part), offset + len(part)
+            document += 1
+        return filled
+
+
+class DataLoader:
+    """Batches for this rank, cut from one TokenStream.
+
+    `position` counts the tokens that all ranks together have taken, so it is the same on every
+    rank; the tokens of an optimizer step are the same whatever B and the number of ranks are.
+    """
+
+    def __init__(self, stream, B, T, ddp_rank=0, ddp_world_size=1, position=0):
+        self.stream, self.B, self.T = stream, B, T
+        self.ddp_rank, self.ddp_world_size = ddp_rank, ddp_world_size
+        self.position = position
+
+    def next_batch(self):
+        """x, y: (B, T) long, y one token ahead of x. Moves on by B T tokens for every rank."""
+        n = self.B * self.T
+        tokens = torch.from_numpy(self.stream.read(self.position + self.ddp_rank * n, n + 1))
+        self.position += n * self.ddp_world_size
+        return tokens[:-1].view(self.B, self.T), tokens[1:].view(self.B, self.T)
+
+
+def load_data(config):
+    """The run's training and validation TokenStreams. Raises UserError."""
+    tokenizer = tokenizer_name(config.vocab_size)
+    if config.data == "pydoc":
+        if tokenizer != "bytes":
+            raise UserError('--data pydoc is bytes: use the preset "laptop", or --vocab-size 257')
+        train, val = python_manual()
+    else:
+        train, val = find_shards(config.data, tokenizer)
+    train = TokenStream(train, config.vocab_size, config.seed if config.shuffle else None)
+    val = TokenStream(val, config.vocab_size)
+    if train.n_tokens <= config.total_batch_size:
+        raise UserError(f"{config.data} holds {train.n_tokens} training tokens, less than one "
+                        f"batch of {config.total_batch_size} and its last target: "
+                        "choose a smaller --total-batch-size")
+    if val.n_tokens <= config.T:
+        raise UserError(f"{config.data} holds {val.n_tokens} validation tokens, less than one "
+                        f"sequence of {config.T} and its last target: choose a smaller --T")
+    return train, val
+
+
+# -----------------------------------------------------------------------------
+# optimizer and schedule
+
+
+def configure_optimizer(model, weight_decay, learning_rate):
+    """AdamW with betas (0.9, 0.95), eps 1e-8 (GPT-3 paper, appendix B), fused kernels.
+
+    Decay pulls on what has two dimensions, matrices and embeddings; a bias or a norm's scale has
+    no reason to be near zero. The shared matrix is one parameter, so it is counted once.
+    """
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    fused = params[0].device.type in ("cuda", "cpu", "mps")  # the type: "cuda:3" has it as well
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
+
+
+def get_lr(step, max_lr, min_lr, warmup_steps, max_steps):
+    """Learning rate of update `step`, counted from 0: linear warm-up, cosine, min_lr at the end.
+
+    The first update is not wasted on a rate of 0. GPT-3 paper, appendix B.
+    """
+    if step < warmup_steps:
+        return max_lr * (step + 1) / warmup_steps
+    if step >= max_steps:
+        return min_lr
+    decay_ratio = (step - warmup_steps) / (max_steps - warmup_steps)  # 0 to 1
+    return min_lr + 0.5 * (1.0 + math.cos(math.pi * decay_ratio)) * (max_lr - min_lr)
+
+
+def accumulate_gradients(model, loader, grad_accum_steps, ranks, dtype, scaler):
+    """The gradient of one total batch, micro-step by micro-step. Returns its mean loss.
+
+    The mean over the batch is the mean of the micro-batches' means: each is divided by their
+    number, and DDP divides by the ranks' when it adds the gradients up.
+    """
+    loss_accum = torch.zeros((), device=ranks.device)
+    for micro_step in range(grad_accum_steps):
+        x, y = (t.to(ranks.device) for t in loader.next_batch())
+        if ranks.ddp:
+            # DDP decides in the forward pass whether the backward pass will synchronise, so this
+            # comes first; until the last micro-step every rank only adds up its own gradients
+            model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
+        with autocast(ranks.device, dtype):
+            _, loss = model(x, y)
+        loss_accum += loss.detach() / grad_accum_steps
+        scaler.scale(loss / grad_accum_steps).backward()
+    return sum_over_ranks(loss_accum, ranks) / ranks.ddp_world_size
+
+
+def train_step(model, loader, optimizer, scaler, lr, grad_accum_steps, ranks, dtype):
+    """One update of the weights. Returns (loss before it, gradient norm before clipping at 1.0)."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    loss = accumulate_gradients(model, loader, grad_accum_steps, ranks, dtype, scaler)
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item(), norm.item()  # .item() waits for the device: the step is done
+
+
+# -----------------------------------------------------------------------------
+# evaluation and sampling
+#
+# All of it runs the plain module, never the compiled or the DDP one: the weights are the same,
+# every length of input works, and compile stays on.
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """Evaluation mode and no gradients inside, training mode after."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train()
+
+
+def validate(model, stream, n_tokens, B, T, ranks, dtype):
+    """Mean loss in nats over the first n_tokens of the stream, in rows of T: the same rows for
+    every B and every number of ranks. A stream that is shorter is used to its last whole row."""
+    n_rows = max(1, min(n_tokens, stream.n_tokens - 1) // T)
+    mine = range(n_rows * ranks.ddp_rank // ranks.ddp_world_size,
+                 n_rows * (ranks.ddp_rank + 1) // ranks.ddp_world_size)
+    total = torch.zeros((), device=ranks.device)
+    bar = tqdm(range(mine.start, mine.stop, B), desc="validation", leave=False,
+               disable=None if ranks.master_process else True)
+    with evaluating(model), autocast(ranks.device, dtype):
+        for row in bar:
+            rows = min(B, mine.stop - row)
+            tokens = torch.from_numpy(stream.read(row * T, rows * T + 1)).to(ranks.device)
+            _, loss = model(tokens[:-1].view(rows, T), tokens[1:].view(rows, T))
+            total += loss * rows
+    return sum_over_ranks(total, ranks).item() / n_rows
+
+
+def load_hellaswag(config, enc, block_size, val):
+    """The run's examples as tokens: a list of hellaswag.Encoded, empty for "none"."""
+    if config.hellaswag == "none":
+        return []
+    if config.hellaswag == "heldout":
+        n = min(val.n_tokens, config.val_tokens)
+        text = enc.decode(val.read(0, n).tolist()).replace("<|endoftext|>", "\n\n")
+        examples = hellaswag.cut_examples(text, config.hellaswag_limit or 1000, seed=config.seed)
+    else:
+        examples = hellaswag.load_examples(config.hellaswag, config.hellaswag_limit)
+    return hellaswag.encode(examples, enc, block_size)
+
+
+def evaluate_hellaswag(model, encoded, ranks, dtype):
+    """acc_norm, its standard error. Every rank scores its share; sums are added, then divided."""
+    with evaluating(model), autocast(ranks.device, dtype):
+        counts = hellaswag.count_correct(model, encoded, ranks.device, ranks.ddp_rank,
+                                         ranks.ddp_world_size, progress=ranks.master_process)
+    _, acc_norm, n = sum_over_ranks(counts.float(), ranks).tolist()
+    return acc_norm / n, hellaswag.standard_error(acc_norm / n, n)
+
+
+def sample(model, enc, prompt, n_samples, max_new_tokens, seed, device, dtype):
+    """`n_samples` continuations of the prompt as text, each up to its first end-of-text.
+
+    A generator of its own draws them: training's random numbers stay as they were.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    tokens = enc.encode_ordinary(prompt) or [enc.eot_token]
+    idx = torch.tensor([tokens] * n_samples, device=device)
+    with evaluating(model), autocast(device, dtype):
+        rows = model.generate(idx, max_new_tokens, generator=generator).tolist()
+    return [enc.decode(row).split("<|endoftext|>")[0] for row in rows]
+
+
+# -----------------------------------------------------------------------------
+# log and checkpoints
+
+
+class Log:
+    """log.txt: one `{step} {train|val|hella} {value}` a line; `# ` begins a line of JSON.
+
+    The master process alone writes, and only appends. A run begins with its header line.
+    """
+
+    def __init__(self, path, master_process):
+        self.path, self.master_process = Path(path), master_process
+
+    def line(self, text):
+        if self.master_process:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    def value(self, step, kind, value):
+        self.line(f"{step} {kind} {value!r}")
+
+    def note(self, **facts):
+        self.line(f"# {json.dumps(facts)}")
+
+
+def read_log(path):
+    """{"train": (steps, values), "val": ..., "hella": ..., "run": header} of a log's last run."""
+    found = {"train": ([], []), "val": ([], []), "hella": ([], []), "run": {}}
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        if line.startswith("# "):
+            facts = json.loads(line[2:])
+            if "config" in facts:  # a new run in the same folder
+                found = {kind: ([], []) for kind in ("train", "val", "hella")} | {"run": facts}
+        elif not line.startswith("#"):
+            step, kind, value = line.split()
+            found[kind][0].append(int(step))
+            found[kind][1].append(float(value))
+    return found
+
+
+# Scores to draw beside a run, by tokenizer. GPT-2 124M: OpenAI's weights, evaluated as here
+# (validation: the first 10,485,760 tokens of FineWeb-Edu's shard 0). GPT-3 124M: GPT-3 paper.
+REFERENCES = {
+    "gpt2": {"val": {"GPT-2 124M": 3.2924}, "hella": {"GPT-2 124M": 0.2955, "GPT-3 124M": 0.337}},
+    "bytes": {"val": {}, "hella": {}},
+}
+
+
+def draw_curves(log_path, axes):
+    """Loss on the first of two matplotlib axes, HellaSwag on the second, with reference lines."""
+    log = read_log(log_path)
+    references = REFERENCES[tokenizer_name(log["run"]["config"]["vocab_size"])]
+    axes[0].plot(*log["train"], label="train", alpha=0.4, linewidth=0.8)
+    axes[0].plot(*log["val"], "o-", label="validation", markersize=3)
+    axes[0].set(xlabel="step", ylabel="loss (nats per token)", title="Loss")
+    axes[1].plot(*log["hella"], "o-", label="this run", markersize=3)
+    axes[1].axhline(0.25, color="gray", linestyle=":", label="guessing")
+    axes[1].set(xlabel="step", ylabel="accuracy", title="Four-way endings (acc_norm)")
+    for ax, kind in zip(axes, ("val", "hella"), strict=True):
+        for number, (name, value) in enumerate(references[kind].items()):
+            ax.axhline(value, color=f"C{number + 2}", linestyle="--", label=name)
+        ax.legend()
+    if log["val"][1]:  # the first steps' losses would flatten all the others
+        axes[0].set_ylim(0.9 * min(log["val"][1]), 1.05 * max(log["val"][1]))
+
+
+def save_curves(log_path, png):
+    """draw_curves into a PNG, without a screen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    draw_curves(log_path, figure.subplots(1, 2))
+    with whole(png) as path:
+        figure.savefig(path, format="png", dpi=120)
+
+
+def save_checkpoint(folder, model, optimizer, scaler, step, position, config):
+    """A folder that transformers opens, and state.pt in it with all that training needs besides.
+
+    The folder appears whole or not at all. state.pt holds tensors, numbers and strings alone, so
+    torch.load(..., weights_only=True) reads it.
+    """
+    state = dict(step=step, position=position, optimizer=optimizer.state_dict(),
+                 scaler=scaler.state_dict(), config=asdict(config), rng=torch.get_rng_state())
+    with whole(folder) as path:
+        model.save_pretrained(path)
+        torch.save(state, path / "state.pt")
+
+
+# -----------------------------------------------------------------------------
+# main
+
+
+# Peak of dense bf16 (V100 and T4: fp16) products in TFLOPS, from the cards' data sheets. The first
+# name that the device's name holds is taken.
+PEAK_TFLOPS = {
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "A10G": 70, "A10": 125,
+    "L40S": 362, "L4": 121, "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 3090": 71, "V100": 125,
+    "T4": 65,
+}
+
+
+def peak_flops(device, dtype):
+    """Peak FLOPS of the card in 16 bits, or None: unknown card, CPU, fp32."""
+    if device.type != "cuda" or dtype == torch.float32:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((1e12 * peak for card, peak in PEAK_TFLOPS.items() if card in name), None)
+
+
+def flops_per_token(model, T):
+    """Of training: 6 per weight (2 forward, 4 backward), and attention's 12 n_layer C T.
+
+    PaLM paper, appendix B. Position embeddings are looked up, not multiplied.
+    """
+    c = model.config
+    weights = model.num_params() - model.transformer.wpe.weight.numel()
+    return 6 * weights + 12 * c.n_layer * c.n_embd * T
+
+
+def describe(config, model, ranks, dtype, compiled, train, val, n_examples, max_steps,
+             grad_accum_steps):
+    """What the run found and will do, as (name, text) rows."""
+    c, device = model.config, ranks.device
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}"
+    if device.type == "cpu":
+        card += f", {torch.get_num_threads()} threads"
+    total = config.total_batch_size
+    n_val = max(1, min(config.val_tokens, val.n_tokens - 1) // config.T) * config.T
+    return [
+        ("device", f"{card}, {ranks.ddp_world_size} process{'es' * (ranks.ddp_world_size > 1)}"),
+        ("precision", f"{str(dtype)[6:]} products, {'compiled' if compiled else 'not compiled'}"),
+        ("network", f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels: "
+                    f"{model.num_params():,} parameters"
+                    + f", from {config.init_from}" * bool(config.init_from)),
+        ("vocabulary", f"{tokenizer_name(c.vocab_size)}, {c.vocab_size:,} ids, "
+                       f"computed as {c.vocab_size + -c.vocab_size % model.vocab_multiple:,}"),
+        ("training", f"{train.n_tokens:,} tokens in {len(train.shards)} shards of {config.data}, "
+                     f"{'shuffled' if config.shuffle else 'in the order on disk'}"),
+        ("validation", f"{n_val:,} tokens every {config.eval_every} steps"),
+        ("HellaSwag", f"{n_examples:,} examples ({config.hellaswag})"),
+        ("steps", f"{max_steps:,} = {max_steps * total / train.n_tokens:.2f} epochs, "
+                  f"{config.warmup_steps} of warm-up"
+                  + " (longer than the run)" * (config.warmup_steps >= max_steps)),
+        ("batch", f"{total:,} tokens = {config.B} x {config.T} x {ranks.ddp_world_size} ranks "
+                  f"x {grad_accum_steps} micro-steps"),
+        ("folder", config.out_dir),
+    ]
+
+
+def evaluate(step, config, model, enc, val, encoded, log, ranks, dtype):
+    """Validation, HellaSwag and samples after `step` updates: printed and logged."""
+    t0 = time.perf_counter()
+    val_loss = validate(model, val, config.val_tokens, config.B, config.T, ranks, dtype)
+    log.value(step, "val", val_loss)
+    text = f"step {step:5d} | val {val_loss:.4f}"
+    if encoded:
+        acc, error = evaluate_hellaswag(model, encoded, ranks, dtype)
+        log.value(step, "hella", acc)
+        log.note(step=step, hella_standard_error=error, hella_examples=len(encoded))
+        text += f" | hella {acc:.4f} +- {error:.4f}"
+    if not ranks.master_process:
+        return
+    samples = []
+    if config.sample_tokens:
+        samples = sample(model, enc, config.prompt, 4, config.sample_tokens, config.seed,
+                         ranks.device, dtype)
+    print(f"{text} | evaluated in {time.perf_counter() - t0:.1f} s")
+    for number, text in enumerate(samples):
+        print(f"  sample {number}: {text!r}")
+
+
+def init_model(config):
+    """The network on the CPU: random weights from torch's seed, or those of --init-from."""
+    if not config.init_from:
+        return GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
+                             config.n_embd))
+    model = GPT.from_pretrained(config.init_from)
+    if model.config.vocab_size != config.vocab_size:
+        raise UserError(f"--init-from {config.init_from} has {model.config.vocab_size} ids, the "
+                        f"run {config.vocab_size}: choose other weights, or --vocab-size "
+                        f"{model.config.vocab_size} and data to match")
+    if model.config.block_size < config.T:
+        raise UserError(f"--T {config.T} is longer than the {model.config.block_size} positions "
+                        f"of {config.init_from}: choose --T {model.config.block_size} or less")
+    return model
+
+
+@contextlib.contextmanager
+def memory_hint(config):
+    """Out of memory is something the user can mend."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"the GPU's memory is too small for --B {config.B} --T {config.T}: try "
+                        f"--B {max(1, config.B // 2)}") from None
+
+
+def print_step(step, max_steps, loss, lr, norm, dt, total_batch_size, mfu, began):
+    """One line; dt is the training step alone, ETA counts evaluation in."""
+    eta = (time.perf_counter() - began) / (step + 1) * (max_steps - step - 1)
+    hours, minutes, seconds = int(eta // 3600), int(eta // 60 % 60), int(eta % 60)
+    print(f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
+          f"dt {1000 * dt:.0f} ms | {total_batch_size / dt:,.0f} tok/sec | MFU {mfu} | "
+          f"ETA {hours}:{minutes:02d}:{seconds:02d}")
+
+
+def print_ending(config, checkpoint):
+    """Where everything is, and what to do next."""
+    score = "" if config.vocab_size != TOKENIZERS["gpt2"] else f"""
+score it         python hellaswag.py --model {checkpoint}"""
+    print(f"""
+log              {Path(config.out_dir) / "log.txt"}
+curves           {Path(config.out_dir) / "curves.png"}
+weights          {checkpoint}
+look closer      open play.ipynb
+go on from it    python train_gpt2.py ... --init-from {checkpoint}{score}
+in transformers  GPT2LMHeadModel.from_pretrained("{checkpoint}")""")
+
+
+def main():
+    config = parse_args(sys.argv[1:])
+    ranks = init_ranks(config.device)
+    device, master = ranks.device, ranks.master_process
+    grad_accum_steps = check_config(config, ranks.ddp_world_size)
+
+    # everything that can be wrong is found here, before anything is written
+    train, val = load_data(config)
+    torch.manual_seed(config.seed)
+    with one_rank_first(ranks):
+        enc = get_tokenizer(tokenizer_name(config.vocab_size))
+        raw_model = init_model(config)
+        encoded = load_hellaswag(config, enc, raw_model.config.block_size, val)
+    if master:
+        check_writable(config.out_dir)
+    max_steps = config.max_steps or (train.n_tokens - 1) // config.total_batch_size
+
+    torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
+    dtype = choose_dtype(config.dtype, device)
+    raw_model.to(device)
+    model = compile_model(raw_model, ranks, config.compile)
+    compiled = model is not raw_model
+    if ranks.ddp:
+        model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None)
+    optimizer = configure_optimizer(raw_model, config.weight_decay, config.max_lr)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    loader = DataLoader(train, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size)
+    peak = peak_flops(device, dtype)
+
+    log = Log(Path(config.out_dir) / "log.txt", master)
+    log.note(config=asdict(config), ranks=ranks.ddp_world_size, device=str(device),
+             parameters=raw_model.num_params(), max_steps=max_steps, torch=torch.__version__,
+             python=platform.python_version(), system=platform.platform())
+    if master:
+        for name, text in describe(config, raw_model, ranks, dtype, compiled, train, val,
+                                   len(encoded), max_steps, grad_accum_steps):
+            print(f"{name:10s} | {text}")
+
+    began = time.perf_counter()
+    with memory_hint(config):
+        for step in range(max_steps + 1):  # `step` updates have been made
+            last_step = step == max_steps
+            if step % config.eval_every == 0 or last_step:
+                evaluate(step, config, raw_model, enc, val, encoded, log, ranks, dtype)
+            if master and (last_step or step and step % config.checkpoint_every == 0):
+                checkpoint = Path(config.out_dir) / f"checkpoint_{step:06d}"
+                save_checkpoint(checkpoint, raw_model, optimizer, scaler, step, loader.position,
+                                config)
+            if last_step:
+                break
+
+            t0 = time.perf_counter()
+            lr = get_lr(step, config.max_lr, config.final_lr, config.warmup_steps, max_steps)
+            loss, norm = train_step(model, loader, optimizer, scaler, lr, grad_accum_steps, ranks,
+                                    dtype)
+            dt = time.perf_counter() - t0
+            log.value(step, "train", loss)
+            if master and (step % config.print_every == 0 or step == max_steps - 1):
+                rate = flops_per_token(raw_model, config.T) * config.total_batch_size / dt
+                mfu = f"{rate / peak / ranks.ddp_world_size:.1%}" if peak else "unknown"
+                print_step(step, max_steps, loss, lr, norm, dt, config.total_batch_size, mfu, began)
+
+    if master:
+        save_curves(log.path, Path(config.out_dir) / "curves.png")
+        print_ending(config, checkpoint)
+    if ranks.ddp:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run(main)
