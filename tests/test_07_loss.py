@@ -1,0 +1,24 @@
+"""Cross-entropy in nats, the mean over all positions; ln(vocab_size) before any training."""
+
+import math
+
+import torch
+from helpers import lively_gpt, small_gpt
+
+
+def test_loss_at_the_start_is_that_of_guessing():
+    model = small_gpt(n_embd=64)
+    idx = torch.randint(257, (8, 16))
+    _, loss = model(idx, torch.randint(257, (8, 16)))
+    # logits at the start are small, not zero: half their variance stays on top, 64 * 0.02^2 / 2
+    assert abs(loss.item() - math.log(257)) < 0.05
+
+
+def test_loss_is_the_mean_of_minus_log_p():
+    model = lively_gpt().double()
+    idx, targets = torch.randint(257, (4, 16)), torch.randint(257, (4, 16))
+    logits, loss = model(idx, targets)
+    p = logits.exp() / logits.exp().sum(dim=-1, keepdim=True)
+    expected = -p.gather(2, targets[..., None]).log().mean()
+    torch.testing.assert_close(loss, expected, atol=1e-12, rtol=0)
+    assert logits.shape == (4, 16, 257)
