@@ -1,0 +1,78 @@
+"""Two gloo processes train the network that one would have trained."""
+
+import copy
+
+import torch
+import torch.multiprocessing as mp
+from helpers import CPU, lively_gpt, no_scaler, stream_of, text_tokens
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from train_gpt2 import DataLoader, Ranks, accumulate_gradients, init_ranks, sum_over_ranks
+
+
+def flat_gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def one_rank(rank, world, port, folder):
+    """What torchrun starts: joins the others, makes one gradient of 4 micro-steps, writes it."""
+    import os
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    ranks = init_ranks("cpu")
+    raw_model = lively_gpt()
+    model = DDP(raw_model)
+    loader = DataLoader(stream_of(text_tokens(5000)), 2, 16, rank, world)
+    local = copy.deepcopy(raw_model)  # what this rank alone would get, to show they differ
+    loss = accumulate_gradients(model, loader, 4, ranks, torch.float32, no_scaler())
+    loader.position = 0
+    accumulate_gradients(local, loader, 4, Ranks(torch.device("cpu")), torch.float32, no_scaler())
+    torch.save({"loss": loss, "grad": flat_gradient(raw_model), "local": flat_gradient(local),
+                "world": sum_over_ranks(torch.ones(1), ranks)}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_and_four_micro_steps_equal_one_process(tmp_path):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(one_rank, args=(2, port, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+
+    model = lively_gpt()
+    loader = DataLoader(stream_of(text_tokens(5000)), 16, 16)
+    loss = accumulate_gradients(model, loader, 1, CPU, torch.float32, no_scaler())
+    expected = flat_gradient(model)
+    assert first["world"] == 2
+    assert torch.equal(first["grad"], second["grad"]), "the ranks went apart"
+    torch.testing.assert_close(first["grad"], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(first["loss"], loss, atol=1e-6, rtol=0)
+    # without synchronisation the ranks' gradients would be these
+    assert (first["local"] - second["local"]).abs().max() > 1e-3
+
+
+def test_gradients_are_synchronised_once_and_it_is_said_before_the_forward_pass():
+    said = []
+
+    class Watched(torch.nn.Module):
+        require_backward_grad_sync = None
+
+        def __init__(self):
+            super().__init__()
+            self.model = lively_gpt()
+
+        def forward(self, x, y):
+            said.append(self.require_backward_grad_sync)
+            return self.model(x, y)
+
+    loader = DataLoader(stream_of(text_tokens(5000)), 2, 16)
+    from unittest.mock import patch
+
+    with patch("torch.distributed.all_reduce"):
+        accumulate_gradients(Watched(), loader, 4, Ranks(torch.device("cpu"), ddp=True),
+                             torch.float32, no_scaler())
+    assert said == [False, False, False, True]
