@@ -705,6 +705,8 @@ def load_data(config):
     if val.n_tokens <= config.T:
         raise UserError(f"{config.data} holds {val.n_tokens} validation tokens, less than one "
                         f"sequence of {config.T} and its last target: choose a smaller --T")
+    for stream in train, val:
+        stream.read(0, 1)  # looks through the first shard of each before anything is written
     return train, val
 
 
