@@ -1,4 +1,4 @@
-"""What several tests need: small networks, shards, tokens, and the program as its users start it."""
+"""What several tests need: small networks, shards, and the program as its users start it."""
 
 import json
 import os
@@ -80,9 +80,9 @@ def start(script, *args, ranks=None, env=None, timeout=300):
     command = [sys.executable]
     if ranks:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return subprocess.run([*command, str(ROOT / script), *map(str, args)], cwd=ROOT, timeout=timeout,
+    return subprocess.run([*command, str(ROOT / script), *map(str, args)], cwd=ROOT,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-                          capture_output=True, text=True, encoding="utf-8")
+                          capture_output=True, text=True, encoding="utf-8", timeout=timeout)
 
 
 def gpt2_vocabulary_missing():

@@ -1,0 +1,28 @@
+"""python -m build_nanogpt COMMAND: see --help of each."""
+
+import sys
+from pathlib import Path
+
+# the program lies in the repository's root, wherever the command is given
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from build_nanogpt import bench  # noqa: E402
+from common import UserError, parse, run  # noqa: E402
+
+COMMANDS = {"bench": (bench.Config, bench.main)}
+
+
+def main():
+    args = sys.argv[1:]
+    about = f"commands: {', '.join(COMMANDS)}; each has --help"
+    if args[:1] in (["--help"], ["-h"]):
+        print(f"usage: python -m build_nanogpt COMMAND\n{about}")
+        return
+    if not args or args[0] not in COMMANDS:
+        raise UserError(f"no command {args[0] if args else ''!r}; {about}")
+    config, command = COMMANDS[args[0]]
+    command(parse(config(), args[1:], f"python -m build_nanogpt {args[0]}", command.__doc__))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,38 @@
+"""play.ipynb executes from top to bottom, offline, on a run of the laptop preset."""
+
+import base64
+
+import nbformat
+from helpers import ROOT, start
+from nbclient import NotebookClient
+
+import train_gpt2
+
+
+def test_notebook_executes_on_a_laptop_run(tmp_path, monkeypatch):
+    done = start("train_gpt2.py", "laptop", "--max-steps", 20, "--warmup-steps", 5, "--eval-every",
+                 20, "--sample-tokens", 0, "--hellaswag-limit", 20, "--out-dir", tmp_path / "run",
+                 "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("RUN", str(tmp_path / "run"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
+    notebook = nbformat.read(ROOT / "play.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": ROOT}}).execute()
+
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code"
+               for output in cell.outputs]
+    text = "".join(output.text for output in outputs if output.output_type == "stream")
+    pictures = [base64.b64decode(output.data["image/png"]) for output in outputs
+                if "image/png" in output.get("data", {})]
+    assert len(pictures) == 5 and all(len(picture) > 5000 for picture in pictures)
+    assert str(tmp_path / "run" / "checkpoint_000020") in text
+    assert "undivided / one batch = 4.0000" in text
+    steps, values = train_gpt2.read_log(tmp_path / "run" / "log.txt")["val"]
+    assert f"val    first {values[0]:.4f}   last {values[-1]:.4f}" in text and steps == [0, 20]
+
+
+def test_notebook_knows_the_lines_to_cross():
+    assert train_gpt2.REFERENCES["gpt2"] == {
+        "val": {"GPT-2 124M": 3.2924}, "hella": {"GPT-2 124M": 0.2955, "GPT-3 124M": 0.337}}
+    assert "draw_curves" in (ROOT / "play.ipynb").read_text(encoding="utf-8")
