@@ -568,31 +568,33 @@ def check_manifest(path, tokenizer, shards):
                             f"manifest says {n_tokens}: make the shards again")
 
 
-def python_manual(piece=1024):
+def python_manual(T):
     """The text behind Python's help(), half a megabyte, as byte shards in memory: train, val.
 
-    Documents are pieces of the manual of at least `piece` bytes where it is that long, cut between
-    paragraphs. Every tenth is validation. A paragraph that comes twice (topics quote each
-    other) is kept once, so that validation has seen nothing of what it asks.
+    Every tenth stretch of about a thousand characters is validation. A paragraph that comes twice
+    (topics quote each other) is kept once, so that training has not seen what validation asks.
+    Documents are excerpts that fill a row of T tokens: shuffled, they make a batch of many topics,
+    where longer ones would make it of one, and the steps would pull to and fro.
     """
     with needs_network("Python's manual", "this Python has no pydoc_data, install a whole one"):
         from pydoc_data.topics import topics
-    enc, seen, pieces = get_tokenizer("bytes"), set(), []
+    seen, stretches = set(), []
     for text in topics.values():
-        start_new = True
+        stretches.append("")
         for paragraph in text.strip().split("\n\n"):
             if len(paragraph) >= 40 and paragraph in seen:
                 continue
             seen.add(paragraph)
-            if start_new:
-                pieces.append(paragraph)
-            else:
-                pieces[-1] += "\n\n" + paragraph
-            start_new = len(pieces[-1]) >= piece
-    shards = []
-    for split, part in (("train", [p for i, p in enumerate(pieces) if i % 10 != 9]),
-                        ("val", pieces[9::10])):
-        ids = [id for text in part for id in (enc.eot_token, *enc.encode_ordinary(text))]
+            if len(stretches[-1]) >= 1000:
+                stretches.append("")
+            stretches[-1] += paragraph + "\n\n"
+
+    enc, shards = get_tokenizer("bytes"), []
+    excerpt = re.compile(rf"(?s).{{1,{T - 1}}}(?=\s|\Z)|.{{1,{T - 1}}}")  # ends before a space
+    for split, part in (("train", [text for i, text in enumerate(stretches) if i % 10 != 9]),
+                        ("val", stretches[9::10])):
+        ids = [id for text in part for document in excerpt.findall(text)
+               for id in (enc.eot_token, *enc.encode_ordinary(document))]
         tokens = np.array(ids, dtype=np.uint16)
         shards.append([Shard(f"pydoc_{split}", len(tokens), lambda tokens=tokens: tokens)])
     return shards
@@ -693,7 +695,7 @@ def load_data(config):
     if config.data == "pydoc":
         if tokenizer != "bytes":
             raise UserError('--data pydoc is bytes: use the preset "laptop", or --vocab-size 257')
-        train, val = python_manual()
+        train, val = python_manual(config.T)
     else:
         train, val = find_shards(config.data, tokenizer)
     train = TokenStream(train, config.vocab_size, config.seed if config.shuffle else None)
@@ -816,8 +818,8 @@ def load_hellaswag(config, enc, block_size, val):
     if config.hellaswag == "none":
         return []
     if config.hellaswag == "heldout":
-        n = min(val.n_tokens, config.val_tokens)
-        text = enc.decode(val.read(0, n).tolist()).replace("<|endoftext|>", "\n\n")
+        n = min(val.n_tokens, 10**6)  # more than enough for any number of endings
+        text = enc.decode(val.read(0, n).tolist()).replace("<|endoftext|>", "")
         examples = hellaswag.cut_examples(text, config.hellaswag_limit or 1000, seed=config.seed)
     else:
         examples = hellaswag.load_examples(config.hellaswag, config.hellaswag_limit)
@@ -977,7 +979,9 @@ def describe(config, model, ranks, dtype, compiled, train, val, n_examples, max_
     n_val = max(1, min(config.val_tokens, val.n_tokens - 1) // config.T) * config.T
     return [
         ("device", f"{card}, {ranks.ddp_world_size} process{'es' * (ranks.ddp_world_size > 1)}"),
-        ("precision", f"{str(dtype)[6:]} products, {'compiled' if compiled else 'not compiled'}"),
+        ("precision", f"{str(dtype)[6:]} products"
+                      + ", loss scaled" * (dtype == torch.float16)
+                      + (", compiled" if compiled else ", not compiled")),
         ("network", f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels: "
                     f"{model.num_params():,} parameters"
                     + f", from {config.init_from}" * bool(config.init_from)),

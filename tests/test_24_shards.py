@@ -147,13 +147,18 @@ def test_memory_stays_below_200_MB_beyond_a_batch(tmp_path):
 
 
 def test_pythons_manual():
-    """The laptop's text: bytes, documents, and validation that training has not seen."""
-    (train,), (val,) = python_manual()
+    """The laptop's text: bytes, excerpts of a row each, and validation that training has not
+    seen."""
+    (train,), (val,) = python_manual(128)
     train, val = (bytes(t if t < 256 else 0 for t in shard.open()) for shard in (train, val))
-    assert train[0] == val[0] == 0 and len(train) > 250_000 and len(val) > 25_000
+    assert len(train) > 250_000 and len(val) > 25_000
+    excerpts = train.split(b"\0")[1:]
+    assert max(map(len, excerpts)) <= 3 * 127  # 127 characters, of up to 3 bytes
+    assert 100 < np.mean([len(excerpt) for excerpt in excerpts]) < 128
     assert b"statement" in train and b"statement" in val
-    paragraphs = [p for p in val.replace(b"\0", b"").split(b"\n\n") if len(p) > 100]
-    assert paragraphs and not any(p in train.replace(b"\0", b"") for p in paragraphs)
+    train, val = train.replace(b"\0", b""), val.replace(b"\0", b"")
+    paragraphs = [p for p in val.split(b"\n\n") if len(p) > 100]
+    assert len(paragraphs) > 50 and not any(p in train for p in paragraphs)
 
 
 def test_too_few_tokens(tmp_path):
