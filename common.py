@@ -7,14 +7,13 @@ import contextlib
 import io
 import logging
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import tiktoken
-import torch
 import tyro
-
 
 # -----------------------------------------------------------------------------
 # errors and the command line
@@ -25,11 +24,18 @@ class UserError(ValueError):
 
 
 def run(main):
-    """Call main(); a UserError becomes one line on stderr and exit status 2."""
+    """Call main(); what the user or the system can mend becomes one line on stderr and status 2."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # samples on a terminal of another code page
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:  # OSError: the disk is full, a file may not be read
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; MPS and the CPU raise it plainly
+        if not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
+            raise
+        print("error: out of memory: halve --B (the result stays the same), or choose a smaller "
+              "--T or network", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -39,7 +45,7 @@ def run(main):
 def parse(config, args, prog, description):
     """Read flags over the dataclass instance `config`; every field is one flag.
 
-    `--compile` and `--no-compile` are short for `--compile True` and `--compile False`: a field
+    `--compile` and `--no-compile` are short for `--compile=True` and `--compile=False`: a field
     that may also be None (decide by the device) is no plain on/off flag to tyro.
     Returns a new instance. Raises UserError for a flag or a value that cannot be read.
     """
@@ -63,7 +69,12 @@ def parse(config, args, prog, description):
 
 
 def find_device(name="auto"):
-    """torch.device for 'auto' (cuda, else mps, else cpu), 'cuda', 'cuda:1', 'mps' or 'cpu'."""
+    """torch.device for 'auto' (cuda, else mps, else cpu), 'cuda', 'cuda:1', 'mps' or 'cpu'.
+
+    Raises UserError for a device that is unknown or not there.
+    """
+    import torch  # here, since fineweb.py's workers do without it
+
     if name == "auto":
         if torch.cuda.is_available():
             name = "cuda"

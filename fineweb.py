@@ -14,10 +14,12 @@ import functools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,7 +56,7 @@ class Config:
     """tokens a shard; the first shard is for validation"""
     max_tokens: int | None = None
     """stop after so many tokens; None: all there are"""
-    workers: int = os.cpu_count() or 1
+    workers: int = min(os.cpu_count() or 1, 61)  # Windows allows no more
     """processes that tokenise"""
     seed: int | None = None
     """shuffle the documents by this number; None: in the order of the source"""
@@ -117,12 +119,17 @@ def open_parquet(path):
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path} is no whole parquet file ({type(error).__name__}): "
                         "fetch it again") from None
-    if "text" not in file.schema_arrow.names:
-        raise UserError(f"{path} has no column named text: name a folder whose files have one")
+    column = file.schema_arrow.get_field_index("text")
+    if column < 0 or not is_text(file.schema_arrow.field(column).type):
+        raise UserError(f"{path} has no column of strings named text: name a folder whose files do")
     return file
 
 
-def estimate_tokens(source):
+def is_text(kind):
+    return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+
+
+def estimate_tokens(source, tokenizer):
     """About how many tokens the source holds, for the progress bar and the disk.
 
     The hub's sample has 10 billion by its name. A folder's bytes of text are in its files' footers;
@@ -137,21 +144,44 @@ def estimate_tokens(source):
             for column in map(group.column, range(group.num_columns)):
                 if column.path_in_schema == "text":
                     text_bytes += column.total_uncompressed_size
-    return text_bytes // 3
+    return text_bytes // {"gpt2": 3, "bytes": 1}[tokenizer]
+
+
+def bytes_to_download(config, source, n_tokens):
+    """Of the hub's files that hold the first n_tokens (with a seed, of all), those not yet here."""
+    if source.folder is not None:
+        return 0
+    import huggingface_hub
+
+    total, download = 0, 0
+    for file, size in zip(source.files, source.sizes, strict=True):
+        if config.seed is None and total * 10**10 >= n_tokens * sum(source.sizes):
+            break
+        total += size
+        cached = huggingface_hub.try_to_load_from_cache(HUB, file, repo_type="dataset")
+        download += 0 if isinstance(cached, str) else size
+    return download
 
 
 def check_disk(config, source, n_tokens, n_done):
-    """State what is needed; raise UserError before starting if the disk has less."""
-    shards = 2 * max(0, n_tokens - n_done)
-    download = sum(source.sizes) if source.folder is None else 0
-    free = shutil.disk_usage(config.out).free
-    need = f"{shards / 1e9:.1f} GB for shards"
-    if download:
-        need += f" and up to {download / 1e9:.1f} GB for the download (in the hub's cache)"
-    print(f"needs about {need}; {free / 1e9:.1f} GB are free")
-    if shards + download > free:
-        raise UserError(f"{config.out} has {free / 1e9:.1f} GB free, and {need} are needed: "
-                        "make room, choose another --out, or --max-tokens")
+    """State what is needed; raise UserError before starting if a disk has less."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    download = bytes_to_download(config, source, n_tokens)
+    needs = {}  # by disk: a folder on it, bytes
+    for folder, need in (config.out, 2 * max(0, n_tokens - n_done)), (HF_HUB_CACHE, download):
+        folder = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents)
+                      if path.exists())
+        disk = folder.stat().st_dev
+        needs[disk] = (needs.get(disk, (folder, 0))[0], needs.get(disk, (folder, 0))[1] + need)
+    print(f"needs about {2 * max(0, n_tokens - n_done) / 1e9:.1f} GB for shards and "
+          f"{download / 1e9:.1f} GB for the download, in the hub's cache")
+    for folder, need in needs.values():
+        free = shutil.disk_usage(folder).free
+        if need > free:
+            raise UserError(f"the disk of {folder} has {free / 1e9:.1f} GB free, and about "
+                            f"{need / 1e9:.1f} GB are needed: make room, or choose another --out, "
+                            "another HF_HOME or fewer --max-tokens")
 
 
 # -----------------------------------------------------------------------------
@@ -183,6 +213,16 @@ def encoding(name):
     return get_tokenizer(name)
 
 
+def encode(enc, text):
+    """A document's tokens: end-of-text, then the text's.
+
+    tiktoken's pattern breaks on runs of about a million spaces, so those of documents that could
+    hold one are cut into pieces of 100,000.
+    """
+    parts = re.split(r"(\s{100000})", text) if len(text) > 100_000 else [text]
+    return [enc.eot_token, *(token for part in parts for token in enc.encode_ordinary(part))]
+
+
 def tokenise(path, group, tokenizer):
     """A worker's task: read one row group, return its documents' tokens, one uint16 array each."""
     enc = encoding(tokenizer)
@@ -191,8 +231,7 @@ def tokenise(path, group, tokenizer):
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path} is damaged in row group {group} ({type(error).__name__}): "
                         "fetch it again") from None
-    documents = [[enc.eot_token, *enc.encode_ordinary(text)] for text in texts if text is not None]
-    return [np.array(document, dtype=np.uint16) for document in documents]
+    return [np.array(encode(enc, text), dtype=np.uint16) for text in texts if text is not None]
 
 
 def tokenised(config, source, pool, start=None):
@@ -270,9 +309,12 @@ def keep_whole_shards(out, manifest):
 
 def write_shard(config, manifest, tokens, following):
     """One shard and the manifest that lists it, each whole or not at all. following: the window
-    and the place in it where the next shard begins."""
+    and the place in it where the next shard begins; None after the last."""
     number = len(manifest["shards"])
-    name = "edufineweb" if config.source == HUB else Path(config.source).resolve().name
+    if number:  # the source's folder may have been renamed since
+        name = manifest["shards"][0]["file"].removesuffix("_val_000000.npy")
+    else:
+        name = "edufineweb" if config.source == HUB else Path(config.source).resolve().name
     file = f"{name}_{'train' if number else 'val'}_{number:06d}.npy"
     documents = int(np.count_nonzero(tokens == manifest["end_of_text"]))
     with whole(Path(config.out) / file) as path, open(path, "wb") as opened:
@@ -281,10 +323,7 @@ def write_shard(config, manifest, tokens, following):
                                "following": following})
     manifest["tokens"] += len(tokens)
     manifest["documents"] += documents
-    write_manifest(config, manifest)
-
-
-def write_manifest(config, manifest):
+    manifest["complete"] = following is None
     with whole(Path(config.out) / "manifest.json") as path:
         path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
@@ -299,22 +338,24 @@ def write_shards(config, source, manifest, bar):
     try:
         for window, tokens in tokenised(config, source, pool, start and tuple(start)):
             while place < len(tokens) and room:  # a long document fills many shards
+                if filled == len(shard):
+                    write_shard(config, manifest, shard, (window, place))
+                    filled = 0
                 n = min(len(tokens) - place, len(shard) - filled, room)
                 shard[filled : filled + n] = tokens[place : place + n]
                 filled, place, room = filled + n, place + n, room - n
                 bar.update(n)
-                if filled == len(shard):
-                    write_shard(config, manifest, shard, (window, place))
-                    filled = 0
             place = 0
             if not room:
                 break
-        if filled:
-            write_shard(config, manifest, shard[:filled], None)
+        if not filled:
+            raise UserError(f"{config.source} holds no documents: name another --source")
+        write_shard(config, manifest, shard[:filled], None)
+    except BrokenProcessPool:
+        raise UserError(f"a worker was killed, for want of memory perhaps: run again with fewer "
+                        f"--workers than {config.workers}") from None
     finally:
         pool.shutdown(cancel_futures=True)
-    manifest["complete"] = True
-    write_manifest(config, manifest)
 
 
 def main():
@@ -328,7 +369,7 @@ def main():
     manifest = read_manifest(config, source)
     if not manifest["complete"]:
         check_writable(config.out)
-        n_tokens = min(estimate_tokens(source), config.max_tokens or sys.maxsize)
+        n_tokens = min(estimate_tokens(source, config.tokenizer), config.max_tokens or sys.maxsize)
         check_disk(config, source, n_tokens, manifest["tokens"])
         with tqdm(total=n_tokens, initial=manifest["tokens"], unit="tok", unit_scale=True) as bar:
             write_shards(config, source, manifest, bar)

@@ -9,6 +9,7 @@ Read from top to bottom: the network, configuration, data, optimizer, evaluation
 """
 
 import contextlib
+import datetime
 import functools
 import json
 import math
@@ -92,7 +93,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention, x + MLP, each on a normalised copy: the residual stream stays untouched."""
+    """Attention, then MLP: each reads a normalised copy of the stream and adds its result."""
 
     def __init__(self, config):
         super().__init__()
@@ -105,12 +106,6 @@ class Block(nn.Module):
         x = x + self.attn(self.ln_1(x))
         x = x + self.mlp(self.ln_2(x))
         return x
-
-
-# The names on the hub. The checkpoints store these matrices for a Conv1D, (in, out), where
-# nn.Linear wants (out, in).
-PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
 class GPT(nn.Module):
@@ -133,10 +128,10 @@ class GPT(nn.Module):
         self.apply(self._init_weights)
 
     def _init_weights(self, module):
-        """Standard deviation 0.02, biases 0 (GPT-2's code; it drew wpe with 0.01, as we do not:
-        training washes the difference out). Each of the 2 n_layer projections that add to the
-        residual stream is scaled by 1/sqrt(2 n_layer), so that the sum's size does not grow
-        with depth (GPT-2 paper, section 2.3)."""
+        """Standard deviation 0.02 and biases 0, as in GPT-2's code (which draws wpe with 0.01: here
+        it is 0.02 as in the video, so that loss curves can be laid side by side). Each of the 2
+        n_layer projections that add to the residual stream is scaled by 1/sqrt(2 n_layer), so that
+        the sum's size does not grow with depth (GPT-2 paper, section 2.3)."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             std = 0.02
             if hasattr(module, "adds_to_residual"):
@@ -243,6 +238,12 @@ class GPT(nn.Module):
             path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+# The names on the hub.
+PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+# The checkpoints store these matrices for a Conv1D, (in, out), where nn.Linear wants (out, in).
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
 def load_transformers_gpt2(name_or_folder):
     """transformers' GPT2LMHeadModel in fp32 on the CPU. Raises UserError for what is no GPT-2."""
     name = str(name_or_folder)
@@ -256,7 +257,8 @@ def load_transformers_gpt2(name_or_folder):
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if is_folder:
+        logging.disable_progress_bar()  # a download deserves its bar
     with needs_network(f"the weights of {name}", "name a folder with GPT-2's config.json and "
                        "model.safetensors, whole and of the shapes in its config.json"):
         hf, info = GPT2LMHeadModel.from_pretrained(
@@ -286,6 +288,95 @@ def check_gpt2_config(path):
         if config.get(key, value) != value:
             raise UserError(f"{path} says {key} = {config[key]}, and the network here has {value}: "
                             "name a GPT-2")
+
+
+# -----------------------------------------------------------------------------
+# device and ranks
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process of how many this is, and its device. One plain process is rank 0 of 1."""
+
+    device: torch.device
+    ddp: bool = False
+    ddp_rank: int = 0
+    ddp_local_rank: int = 0
+    ddp_world_size: int = 1
+
+    @property
+    def master_process(self):
+        """The one that prints, logs and saves."""
+        return self.ddp_rank == 0
+
+
+def init_ranks(device_name):
+    """Join the other processes if torchrun started this one: nccl on GPUs, gloo on CPUs."""
+    device = find_device(device_name)
+    ddp = "LOCAL_RANK" in os.environ  # torchrun sets it
+    ddp_rank, ddp_local_rank, ddp_world_size = (
+        int(os.environ[name]) if ddp else default
+        for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+    if ddp and device.type == "mps":  # one GPU, and neither nccl nor gloo speak to it
+        device = torch.device("cpu")
+    if ddp and device.type == "cuda":
+        if ddp_local_rank >= torch.cuda.device_count():
+            raise UserError(f"rank {ddp_local_rank} has no GPU: torchrun --nproc_per_node="
+                            f"{torch.cuda.device_count()}")
+        device = torch.device("cuda", ddp_local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if ddp:  # an hour: one rank may download while the others wait
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
+                                timeout=datetime.timedelta(hours=1))
+    return Ranks(device, ddp, ddp_rank, ddp_local_rank, ddp_world_size)
+
+
+def sum_over_ranks(values, ranks):
+    """Add a tensor over all ranks. Means are made by dividing sums: gloo has no ReduceOp.AVG."""
+    values = values.to(ranks.device)
+    if ranks.ddp:
+        dist.all_reduce(values, op=dist.ReduceOp.SUM)
+    return values
+
+
+@contextlib.contextmanager
+def one_rank_first(ranks):
+    """One process a machine runs the block and fills the caches; the others follow it."""
+    if ranks.ddp and ranks.ddp_local_rank != 0:
+        dist.barrier()
+    yield
+    if ranks.ddp and ranks.ddp_local_rank == 0:
+        dist.barrier()
+
+
+def choose_dtype(name, device):
+    """The dtype of matrix products under autocast: a torch.dtype."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type != "cuda":
+        return torch.float32
+    # older cards (V100, T4) would emulate bfloat16, slowly
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float16
+
+
+def autocast(device, dtype):
+    """Matrix products in `dtype`, parameters and sensitive operations in fp32."""
+    return torch.autocast(device_type=device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def compile_model(model, ranks, wanted):
+    """torch.compile(model) where it is wanted (None: on cuda) and works, else the model itself."""
+    if not (ranks.device.type == "cuda" if wanted is None else wanted):
+        return model
+    try:  # Triton is missing on Windows, a C compiler on many CPUs: try something small first
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=ranks.device))
+    except Exception as error:
+        if ranks.master_process:
+            print(f"torch.compile does not work here ({type(error).__name__}): running eagerly")
+        return model
+    return torch.compile(model)
 
 
 # -----------------------------------------------------------------------------
@@ -342,6 +433,8 @@ class TrainConfig:
     """what the samples continue"""
     sample_tokens: int = 32
     """new tokens in each of the four samples; 0: no samples"""
+    temperature: float = 1.0
+    """of the samples; below 1 they keep to what is likelier, 0 takes the likeliest"""
     checkpoint_every: int = 5000
     """steps between checkpoints; also at the end"""
     print_every: int = 1
@@ -360,7 +453,7 @@ class TrainConfig:
 
 
 # Sizes: GPT-2 paper, table 2. Learning rates and batches: GPT-3 paper, table 2.1, by nearest size.
-# B: 64 is the video's for 80 GB of memory; the others keep B x T x n_layer x n_embd below it.
+# B: 64 is the video's for 80 GB of memory; in the others B x T x n_layer x n_embd is no larger.
 PRESETS = {
     "gpt2-124M": TrainConfig(),
     "gpt2-350M": TrainConfig(n_layer=24, n_head=16, n_embd=1024, max_lr=3e-4, B=16),
@@ -370,9 +463,9 @@ PRESETS = {
     "gpt3-125M": TrainConfig(T=2048, B=32),
     "laptop": TrainConfig(
         data="pydoc", hellaswag="heldout", vocab_size=TOKENIZERS["bytes"], prompt="The ",
-        n_layer=4, n_head=4, n_embd=128, B=16, T=128, total_batch_size=16 * 128, max_steps=1500,
-        max_lr=3e-3, warmup_steps=50, shuffle=True, eval_every=250, checkpoint_every=1500,
-        sample_tokens=160, print_every=25),
+        n_layer=2, n_head=4, n_embd=128, B=16, T=128, total_batch_size=16 * 128, max_steps=3000,
+        max_lr=5e-3, min_lr=0.0, warmup_steps=50, weight_decay=0.3, shuffle=True, eval_every=500,
+        hellaswag_limit=500, sample_tokens=160, temperature=0.8, print_every=50),
 }
 PRESETS = {name: replace(preset, out_dir=f"log/{name}") for name, preset in PRESETS.items()}
 
@@ -391,13 +484,16 @@ def check_config(config, ddp_world_size):
     """Refuse settings that no run could have. Returns grad_accum_steps."""
     at_least = dict(n_layer=1, n_head=1, n_embd=1, B=1, T=1, total_batch_size=1, max_steps=1,
                     warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
-                    hellaswag_limit=1, sample_tokens=0, checkpoint_every=1, print_every=1)
+                    hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1,
+                    print_every=1)
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
     if not 0 <= config.final_lr <= config.max_lr < math.inf:
         raise UserError(f"--min-lr {config.min_lr}, --max-lr {config.max_lr}: give 0 <= min <= max")
+    if config.seed >= 2**63:
+        raise UserError(f"--seed {config.seed}: give less than 2**63")
     at_once = config.B * config.T * ddp_world_size
     if config.total_batch_size % at_once:
         nearest = max(1, round(config.total_batch_size / at_once)) * at_once
@@ -405,87 +501,6 @@ def check_config(config, ddp_world_size):
                         f"ranks = {config.B} x {config.T} x {ddp_world_size} = {at_once}: "
                         f"try {nearest}, or another --B")
     return config.total_batch_size // at_once
-
-
-# -----------------------------------------------------------------------------
-# device and ranks
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Which process of how many this is, and its device. One plain process is rank 0 of 1."""
-
-    device: torch.device
-    ddp: bool = False
-    ddp_rank: int = 0
-    ddp_local_rank: int = 0
-    ddp_world_size: int = 1
-
-    @property
-    def master_process(self):
-        """The one that prints, logs and saves."""
-        return self.ddp_rank == 0
-
-
-def init_ranks(device_name):
-    """Join the other processes if torchrun started this one: nccl on GPUs, gloo elsewhere."""
-    if "RANK" not in os.environ:
-        return Ranks(find_device(device_name))
-    ddp_rank, ddp_local_rank, ddp_world_size = (
-        int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    device = find_device(device_name)
-    if device.type == "cuda":
-        device = find_device(f"cuda:{ddp_local_rank}")
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Ranks(device, True, ddp_rank, ddp_local_rank, ddp_world_size)
-
-
-def sum_over_ranks(values, ranks):
-    """Add a tensor over all ranks. Means are made by dividing sums: gloo has no ReduceOp.AVG."""
-    values = values.to(ranks.device)
-    if ranks.ddp:
-        dist.all_reduce(values, op=dist.ReduceOp.SUM)
-    return values
-
-
-@contextlib.contextmanager
-def one_rank_first(ranks):
-    """One process a machine runs the block and fills the caches; the others follow it."""
-    if ranks.ddp and ranks.ddp_local_rank != 0:
-        dist.barrier()
-    yield
-    if ranks.ddp and ranks.ddp_local_rank == 0:
-        dist.barrier()
-
-
-def choose_dtype(name, device):
-    """The dtype of matrix products under autocast: a torch.dtype."""
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type != "cuda":
-        return torch.float32
-    # older cards (V100, T4) would emulate bfloat16, slowly
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bf16 else torch.float16
-
-
-def autocast(device, dtype):
-    """Matrix products in `dtype`, parameters and sensitive operations in fp32."""
-    return torch.autocast(device_type=device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def compile_model(model, ranks, wanted):
-    """torch.compile(model) where it is wanted (None: on cuda) and works, else the model itself."""
-    if not (ranks.device.type == "cuda" if wanted is None else wanted):
-        return model
-    try:  # Triton is missing on Windows, a C compiler on many CPUs: try something small first
-        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=ranks.device))
-    except Exception as error:
-        if ranks.master_process:
-            print(f"torch.compile does not work here ({type(error).__name__}): running eagerly")
-        return model
-    return torch.compile(model)
 
 
 # -----------------------------------------------------------------------------
@@ -522,8 +537,9 @@ def open_shard(path):
             raise ValueError(f"{dtype} of shape {shape}, not uint16 in one dimension")
         if size != offset + 2 * shape[0]:
             raise ValueError(f"{size} bytes where {shape[0]} tokens need {offset + 2 * shape[0]}")
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise UserError(f"{path} is no whole shard of tokens ({error}): make it again") from None
+    except Exception as error:  # a damaged header fails in numpy in a dozen ways
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is no whole shard of tokens ({reason}): make it again") from None
     return Shard(str(path), shape[0],
                  functools.partial(np.memmap, path, np.uint16, "r", offset, shape))
 
@@ -549,23 +565,22 @@ def find_shards(folder, tokenizer):
 
 
 def check_manifest(path, tokenizer, shards):
-    """Refuse shards of another tokenizer, and shards that are missing or not the ones listed."""
+    """Refuse shards of another tokenizer, and shards that are not the ones listed."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        made_with, listed = manifest["tokenizer"], manifest["shards"]
-        listed = {shard["file"]: shard["tokens"] for shard in listed}
+        made_with = str(manifest["tokenizer"])
+        listed = {str(shard["file"]): int(shard["tokens"]) for shard in manifest["shards"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no manifest ({type(error).__name__}): make the shards again, "
                         "or remove it if they are from elsewhere") from None
     if made_with != tokenizer:
         raise UserError(f"the shards in {path.parent} are of the tokenizer {made_with}, the run is "
-                        f"of {tokenizer}: choose other --data, or --vocab-size "
-                        f"{TOKENIZERS.get(made_with)}")
+                        f"of {tokenizer}: choose other --data, or another --vocab-size")
     found = {Path(shard.name).name: shard.n_tokens for shard in shards}
-    for name, n_tokens in listed.items():
-        if found.get(name) != n_tokens:
-            raise UserError(f"{path.parent / name} holds {found.get(name, 'no')} tokens where the "
-                            f"manifest says {n_tokens}: make the shards again")
+    for name in sorted(listed.keys() | found.keys()):
+        if found.get(name) != listed.get(name):
+            raise UserError(f"{path.parent / name} holds {found.get(name, 'no')} tokens, and the "
+                            f"manifest lists {listed.get(name, 'none')}: make the shards again")
 
 
 def python_manual(T):
@@ -590,7 +605,8 @@ def python_manual(T):
             stretches[-1] += paragraph + "\n\n"
 
     enc, shards = get_tokenizer("bytes"), []
-    excerpt = re.compile(rf"(?s).{{1,{T - 1}}}(?=\s|\Z)|.{{1,{T - 1}}}")  # ends before a space
+    most = max(1, T - 1)
+    excerpt = re.compile(rf"(?s).{{1,{most}}}(?=\s|\Z)|.{{1,{most}}}")  # ends before a space
     for split, part in (("train", [text for i, text in enumerate(stretches) if i % 10 != 9]),
                         ("val", stretches[9::10])):
         ids = [id for text in part for document in excerpt.findall(text)
@@ -607,12 +623,14 @@ class TokenStream:
     each shard, anew every epoch. What stands at a position depends on nothing else.
     """
 
+    CHUNK = 2**22  # tokens looked through at once: 8 MB
+
     def __init__(self, shards, vocab_size, seed=None):
         self.shards, self.vocab_size, self.seed = shards, vocab_size, seed
         self.n_tokens = sum(shard.n_tokens for shard in shards)  # of one epoch
-        # a batch touches one shard, or two where they meet
-        self.documents = functools.lru_cache(maxsize=2)(self._documents)
-        self.layout = functools.lru_cache(maxsize=2)(self._layout)
+        # the next batch is most often in the same shard
+        self.documents = functools.lru_cache(maxsize=8)(self._documents)
+        self.layout = functools.lru_cache(maxsize=8)(self._layout)
 
     def read(self, position, n):
         """The n tokens from `position` on: int64 (n,)."""
@@ -631,28 +649,37 @@ class TokenStream:
             return range(len(self.shards))
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.shards))
 
+    def check(self, progress=False):
+        """Look at every id once, before a run starts. Raises UserError for one past the vocabulary:
+        the network would stop at it, perhaps hours from now."""
+        bar = tqdm(self.shards, desc="reading shards", leave=False,
+                   disable=None if progress else True)
+        for shard in bar:
+            for begin in range(0, shard.n_tokens, self.CHUNK):
+                largest = shard.open()[begin : begin + self.CHUNK].max()
+                if largest >= self.vocab_size:
+                    raise UserError(f"{shard.name} holds the id {largest}, and the vocabulary ends "
+                                    f"at {self.vocab_size - 1}: it is of another tokenizer")
+
     def _documents(self, i):
-        """Where the documents of shard i begin. Looks at every id once, before its first use."""
-        shard, starts, chunk = self.shards[i], [[0]], 2**22
-        for begin in range(0, shard.n_tokens, chunk):
-            tokens = shard.open()[begin : begin + chunk]
-            if tokens.max() >= self.vocab_size:
-                raise UserError(f"{shard.name} holds the id {tokens.max()}, and the vocabulary "
-                                f"ends at {self.vocab_size - 1}: it is of another tokenizer")
-            starts.append(begin + np.flatnonzero(tokens == self.vocab_size - 1))  # end-of-text
+        """Where the documents of shard i begin: at its start, and at every end-of-text."""
+        shard, starts = self.shards[i], [[0]]
+        for begin in range(0, shard.n_tokens, self.CHUNK):
+            tokens = shard.open()[begin : begin + self.CHUNK]
+            starts.append(begin + np.flatnonzero(tokens == self.vocab_size - 1))
         return np.unique(np.concatenate(starts))
 
     def _layout(self, epoch, i):
         """The documents of shard i in this epoch's order: starts and lengths on disk, and where
-        each ends when they are laid end to end."""
+        each ends when they are laid end to end. In the order on disk they lie so already, and
+        count as one."""
+        n_tokens = self.shards[i].n_tokens
+        if self.seed is None:
+            return [0], [n_tokens], np.array([n_tokens])
         starts = self.documents(i)
-        lengths = np.diff(starts, append=self.shards[i].n_tokens)
-        if self.seed is not None:
-            order = np.random.default_rng((self.seed, epoch, i)).permutation(len(starts))
-            starts, lengths = starts[order], lengths[order]
-        else:  # on disk they lie end to end already: one long document
-            starts, lengths = starts[:1], lengths.sum(keepdims=True)
-        return starts, lengths, np.cumsum(lengths)
+        lengths = np.diff(starts, append=n_tokens)
+        order = np.random.default_rng((self.seed, epoch, i)).permutation(len(starts))
+        return starts[order], lengths[order], np.cumsum(lengths[order])
 
     def _read_shard(self, epoch, i, offset, out):
         """Fill `out` from shard i. Returns how many tokens that were: it may end before."""
@@ -707,8 +734,6 @@ def load_data(config):
     if val.n_tokens <= config.T:
         raise UserError(f"{config.data} holds {val.n_tokens} validation tokens, less than one "
                         f"sequence of {config.T} and its last target: choose a smaller --T")
-    for stream in train, val:
-        stream.read(0, 1)  # looks through the first shard of each before anything is written
     return train, val
 
 
@@ -795,10 +820,16 @@ def evaluating(model):
         model.train()
 
 
+def validation_rows(stream, n_tokens, T):
+    """How many rows of T the first n_tokens make; a shorter stream is used to its last whole row.
+    At least one."""
+    return max(1, min(n_tokens, stream.n_tokens - 1) // T)
+
+
 def validate(model, stream, n_tokens, B, T, ranks, dtype):
     """Mean loss in nats over the first n_tokens of the stream, in rows of T: the same rows for
-    every B and every number of ranks. A stream that is shorter is used to its last whole row."""
-    n_rows = max(1, min(n_tokens, stream.n_tokens - 1) // T)
+    every B and every number of ranks."""
+    n_rows = validation_rows(stream, n_tokens, T)
     mine = range(n_rows * ranks.ddp_rank // ranks.ddp_world_size,
                  n_rows * (ranks.ddp_rank + 1) // ranks.ddp_world_size)
     total = torch.zeros((), device=ranks.device)
@@ -835,17 +866,21 @@ def evaluate_hellaswag(model, encoded, ranks, dtype):
     return acc_norm / n, hellaswag.standard_error(acc_norm / n, n)
 
 
-def sample(model, enc, prompt, n_samples, max_new_tokens, seed, device, dtype):
+def sample(model, enc, prompt, n_samples, max_new_tokens, temperature, seed, device, dtype):
     """`n_samples` continuations of the prompt as text, each up to its first end-of-text.
 
     A generator of its own draws them: training's random numbers stay as they were.
     """
     generator = torch.Generator(device).manual_seed(seed)
-    tokens = enc.encode_ordinary(prompt) or [enc.eot_token]
+    tokens = enc.encode_ordinary(prompt) or [enc.eot_token]  # no prompt: a document begins
     idx = torch.tensor([tokens] * n_samples, device=device)
     with evaluating(model), autocast(device, dtype):
-        rows = model.generate(idx, max_new_tokens, generator=generator).tolist()
-    return [enc.decode(row).split("<|endoftext|>")[0] for row in rows]
+        idx = model.generate(idx, max_new_tokens, temperature, generator=generator)
+    texts = []
+    for new in idx[:, len(tokens) :].tolist():
+        end = new.index(enc.eot_token) if enc.eot_token in new else len(new)
+        texts.append(prompt + enc.decode(new[:end]))
+    return texts
 
 
 # -----------------------------------------------------------------------------
@@ -888,30 +923,31 @@ def read_log(path):
     return found
 
 
-# Scores to draw beside a run, by tokenizer. GPT-2 124M: OpenAI's weights, evaluated as here
-# (validation: the first 10,485,760 tokens of FineWeb-Edu's shard 0). GPT-3 124M: GPT-3 paper.
-REFERENCES = {
-    "gpt2": {"val": {"GPT-2 124M": 3.2924}, "hella": {"GPT-2 124M": 0.2955, "GPT-3 124M": 0.337}},
-    "bytes": {"val": {}, "hella": {}},
-}
+# Scores to draw beside a run of GPT-2's tokenizer. GPT-2 124M: OpenAI's weights, evaluated as here
+# (loss: the first 10,485,760 tokens of FineWeb-Edu's shard 0). GPT-3 124M: GPT-3 paper.
+REFERENCES = {"val": {"GPT-2 124M, FineWeb-Edu": 3.2924},
+              "hella": {"GPT-2 124M": 0.2955, "GPT-3 124M": 0.337}}
 
 
 def draw_curves(log_path, axes):
     """Loss on the first of two matplotlib axes, HellaSwag on the second, with reference lines."""
     log = read_log(log_path)
-    references = REFERENCES[tokenizer_name(log["run"]["config"]["vocab_size"])]
+    config, (steps, losses) = log["run"]["config"], log["val"]
     axes[0].plot(*log["train"], label="train", alpha=0.4, linewidth=0.8)
-    axes[0].plot(*log["val"], "o-", label="validation", markersize=3)
+    axes[0].plot(steps, losses, "o-", label="validation", markersize=3)
     axes[0].set(xlabel="step", ylabel="loss (nats per token)", title="Loss")
     axes[1].plot(*log["hella"], "o-", label="this run", markersize=3)
     axes[1].axhline(0.25, color="gray", linestyle=":", label="guessing")
     axes[1].set(xlabel="step", ylabel="accuracy", title="Four-way endings (acc_norm)")
+    same_task = {"val": True, "hella": config["hellaswag"] != "heldout"}
     for ax, kind in zip(axes, ("val", "hella"), strict=True):
-        for number, (name, value) in enumerate(references[kind].items()):
-            ax.axhline(value, color=f"C{number + 2}", linestyle="--", label=name)
+        if tokenizer_name(config["vocab_size"]) == "gpt2" and same_task[kind]:
+            for number, (name, value) in enumerate(REFERENCES[kind].items()):
+                ax.axhline(value, color=f"C{number + 2}", linestyle="--", label=name)
         ax.legend()
-    if log["val"][1]:  # the first steps' losses would flatten all the others
-        axes[0].set_ylim(0.9 * min(log["val"][1]), 1.05 * max(log["val"][1]))
+    later = [loss for loss in losses[1:] if math.isfinite(loss)]
+    if later:  # the loss before training would flatten all that follows
+        axes[0].set_ylim(0.9 * min(later), 1.1 * max(later))
 
 
 def save_curves(log_path, png):
@@ -942,11 +978,11 @@ def save_checkpoint(folder, model, optimizer, scaler, step, position, config):
 
 
 # Peak of dense bf16 (V100 and T4: fp16) products in TFLOPS, from the cards' data sheets. The first
-# name that the device's name holds is taken.
+# of these names that stands in the device's name is taken.
 PEAK_TFLOPS = {
-    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "A10G": 70, "A10": 125,
-    "L40S": 362, "L4": 121, "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 3090": 71, "V100": 125,
-    "T4": 65,
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312,
+    "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121, "RTX 5090": 209.5,
+    "RTX 4090": 165.2, "RTX 3090": 71, "V100": 125, "T4": 65,
 }
 
 
@@ -955,7 +991,8 @@ def peak_flops(device, dtype):
     if device.type != "cuda" or dtype == torch.float32:
         return None
     name = torch.cuda.get_device_name(device)
-    return next((1e12 * peak for card, peak in PEAK_TFLOPS.items() if card in name), None)
+    return next((1e12 * peak for card, peak in PEAK_TFLOPS.items()
+                 if re.search(rf"\b{card}\b(?! (Ti|D|NVL|Laptop))", name)), None)
 
 
 def flops_per_token(model, T):
@@ -976,7 +1013,7 @@ def describe(config, model, ranks, dtype, compiled, train, val, n_examples, max_
     if device.type == "cpu":
         card += f", {torch.get_num_threads()} threads"
     total = config.total_batch_size
-    n_val = max(1, min(config.val_tokens, val.n_tokens - 1) // config.T) * config.T
+    n_val = validation_rows(val, config.val_tokens, config.T) * config.T
     return [
         ("device", f"{card}, {ranks.ddp_world_size} process{'es' * (ranks.ddp_world_size > 1)}"),
         ("precision", f"{str(dtype)[6:]} products"
@@ -990,10 +1027,10 @@ def describe(config, model, ranks, dtype, compiled, train, val, n_examples, max_
         ("training", f"{train.n_tokens:,} tokens in {len(train.shards)} shards of {config.data}, "
                      f"{'shuffled' if config.shuffle else 'in the order on disk'}"),
         ("validation", f"{n_val:,} tokens every {config.eval_every} steps"),
-        ("HellaSwag", f"{n_examples:,} examples ({config.hellaswag})"),
+        ("HellaSwag", f"{n_examples:,} examples of {config.hellaswag}" if n_examples else "none"),
         ("steps", f"{max_steps:,} = {max_steps * total / train.n_tokens:.2f} epochs, "
                   f"{config.warmup_steps} of warm-up"
-                  + " (longer than the run)" * (config.warmup_steps >= max_steps)),
+                  + " (the run ends in it)" * (config.warmup_steps >= max_steps)),
         ("batch", f"{total:,} tokens = {config.B} x {config.T} x {ranks.ddp_world_size} ranks "
                   f"x {grad_accum_steps} micro-steps"),
         ("folder", config.out_dir),
@@ -1015,11 +1052,11 @@ def evaluate(step, config, model, enc, val, encoded, log, ranks, dtype):
         return
     samples = []
     if config.sample_tokens:
-        samples = sample(model, enc, config.prompt, 4, config.sample_tokens, config.seed,
-                         ranks.device, dtype)
+        samples = sample(model, enc, config.prompt, 4, config.sample_tokens, config.temperature,
+                         config.seed, ranks.device, dtype)
     print(f"{text} | evaluated in {time.perf_counter() - t0:.1f} s")
-    for number, text in enumerate(samples):
-        print(f"  sample {number}: {text!r}")
+    for number, continuation in enumerate(samples):
+        print(f"  sample {number}: {continuation!r}")
 
 
 def init_model(config):
@@ -1036,16 +1073,6 @@ def init_model(config):
         raise UserError(f"--T {config.T} is longer than the {model.config.block_size} positions "
                         f"of {config.init_from}: choose --T {model.config.block_size} or less")
     return model
-
-
-@contextlib.contextmanager
-def memory_hint(config):
-    """Out of memory is something the user can mend."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(f"the GPU's memory is too small for --B {config.B} --T {config.T}: try "
-                        f"--B {max(1, config.B // 2)}") from None
 
 
 def print_step(step, max_steps, loss, lr, norm, dt, total_batch_size, mfu, began):
@@ -1066,7 +1093,7 @@ log              {Path(config.out_dir) / "log.txt"}
 curves           {Path(config.out_dir) / "curves.png"}
 weights          {checkpoint}
 look closer      open play.ipynb
-go on from it    python train_gpt2.py ... --init-from {checkpoint}{score}
+train it on      add --init-from {checkpoint} and another --out-dir{score}
 in transformers  GPT2LMHeadModel.from_pretrained("{checkpoint}")""")
 
 
@@ -1080,9 +1107,15 @@ def main():
     train, val = load_data(config)
     torch.manual_seed(config.seed)
     with one_rank_first(ranks):
+        if ranks.ddp_local_rank == 0:
+            for stream in train, val:
+                stream.check(progress=master)
         enc = get_tokenizer(tokenizer_name(config.vocab_size))
         raw_model = init_model(config)
         encoded = load_hellaswag(config, enc, raw_model.config.block_size, val)
+    if config.init_from:  # the log shall hold the sizes that the network has
+        sizes = asdict(raw_model.config)
+        config = replace(config, **{name: sizes[name] for name in ("n_layer", "n_head", "n_embd")})
     if master:
         check_writable(config.out_dir)
     max_steps = config.max_steps or (train.n_tokens - 1) // config.total_batch_size
@@ -1097,6 +1130,7 @@ def main():
     optimizer = configure_optimizer(raw_model, config.weight_decay, config.max_lr)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     loader = DataLoader(train, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size)
+    flops = flops_per_token(raw_model, config.T) * config.total_batch_size / ranks.ddp_world_size
     peak = peak_flops(device, dtype)
 
     log = Log(Path(config.out_dir) / "log.txt", master)
@@ -1109,28 +1143,25 @@ def main():
             print(f"{name:10s} | {text}")
 
     began = time.perf_counter()
-    with memory_hint(config):
-        for step in range(max_steps + 1):  # `step` updates have been made
-            last_step = step == max_steps
-            if step % config.eval_every == 0 or last_step:
-                evaluate(step, config, raw_model, enc, val, encoded, log, ranks, dtype)
-            if master and (last_step or step and step % config.checkpoint_every == 0):
-                checkpoint = Path(config.out_dir) / f"checkpoint_{step:06d}"
-                save_checkpoint(checkpoint, raw_model, optimizer, scaler, step, loader.position,
-                                config)
-            if last_step:
-                break
+    for step in range(max_steps + 1):  # `step` updates have been made
+        last_step = step == max_steps
+        if step % config.eval_every == 0 or last_step:
+            evaluate(step, config, raw_model, enc, val, encoded, log, ranks, dtype)
+        if master and (last_step or step and step % config.checkpoint_every == 0):
+            checkpoint = Path(config.out_dir) / f"checkpoint_{step:06d}"
+            save_checkpoint(checkpoint, raw_model, optimizer, scaler, step, loader.position, config)
+        if last_step:
+            break
 
-            t0 = time.perf_counter()
-            lr = get_lr(step, config.max_lr, config.final_lr, config.warmup_steps, max_steps)
-            loss, norm = train_step(model, loader, optimizer, scaler, lr, grad_accum_steps, ranks,
-                                    dtype)
-            dt = time.perf_counter() - t0
-            log.value(step, "train", loss)
-            if master and (step % config.print_every == 0 or step == max_steps - 1):
-                rate = flops_per_token(raw_model, config.T) * config.total_batch_size / dt
-                mfu = f"{rate / peak / ranks.ddp_world_size:.1%}" if peak else "unknown"
-                print_step(step, max_steps, loss, lr, norm, dt, config.total_batch_size, mfu, began)
+        t0 = time.perf_counter()
+        lr = get_lr(step, config.max_lr, config.final_lr, config.warmup_steps, max_steps)
+        loss, norm = train_step(model, loader, optimizer, scaler, lr, grad_accum_steps, ranks,
+                                dtype)
+        dt = time.perf_counter() - t0
+        log.value(step, "train", loss)
+        if master and (step % config.print_every == 0 or step == max_steps - 1):
+            mfu = f"{flops / dt / peak:.1%}" if peak else "unknown"
+            print_step(step, max_steps, loss, lr, norm, dt, config.total_batch_size, mfu, began)
 
     if master:
         save_curves(log.path, Path(config.out_dir) / "curves.png")

@@ -5,7 +5,7 @@ import pytest
 from helpers import stream_of, text_tokens
 
 from common import UserError
-from train_gpt2 import DataLoader
+from train_gpt2 import DataLoader, TokenStream
 
 
 @pytest.mark.parametrize("parts", [1, 2, 7])
@@ -63,6 +63,19 @@ def test_reading_across_shuffled_shards_in_any_portions():
 
 
 def test_id_past_the_vocabulary_is_named():
-    stream = stream_of([1, 2, 3, 300, 5] * 10, vocab_size=257)
-    with pytest.raises(UserError, match="part 0 holds the id 300, and the vocabulary ends at 256"):
-        stream.read(0, 2)
+    tokens = np.arange(200)
+    stream_of(tokens, parts=4).check()
+    tokens[170] = 257  # in the last shard, far from where a run begins
+    with pytest.raises(UserError, match="part 3 holds the id 257, and the vocabulary ends at 256"):
+        stream_of(tokens, parts=4).check()
+
+
+def test_every_chunk_is_looked_through(monkeypatch):
+    """Ids and documents are looked for in pieces: those in later ones are found as well."""
+    tokens = text_tokens(1000)
+    expected = stream_of(tokens, seed=3).read(0, 2000)
+    monkeypatch.setattr(TokenStream, "CHUNK", 64)
+    assert np.array_equal(stream_of(tokens, seed=3).read(0, 2000), expected)
+    tokens[-1] = 999
+    with pytest.raises(UserError, match="999"):
+        stream_of(tokens).check()

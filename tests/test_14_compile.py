@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from helpers import CPU, TINY, lively_gpt, write_shards
+from helpers import CPU, TINY, lively_gpt, start, write_shards
 
 import train_gpt2
 from train_gpt2 import Ranks, compile_model
@@ -78,3 +78,19 @@ def test_compile_stays_on_with_everything_in_the_loop(tmp_path, monkeypatch):
     assert Recorder.last.calls == [((8, 32), True)] * (5 * 2)  # 5 steps of 2 micro-steps
     log = train_gpt2.read_log(tmp_path / "run" / "log.txt")
     assert log["val"][0] == log["hella"][0] == [0, 2, 4, 5]
+    # the checkpoint's names are the plain module's: with the wrapper's, this would be refused
+    train_gpt2.GPT.from_pretrained(tmp_path / "run" / "checkpoint_000005")
+
+
+@compiler
+def test_compiled_under_two_ranks(tmp_path):
+    """compile inside, DDP outside: the same losses as eagerly."""
+    shards, logs = write_shards(tmp_path / "shards"), {}
+    for flag in "--compile", "--no-compile":
+        done = start("train_gpt2.py", *TINY, "--n-layer", 1, "--data", shards, "--max-steps", 4,
+                     "--sample-tokens", 0, "--out-dir", tmp_path / flag, flag, ranks=2)
+        assert done.returncode == 0, done.stderr
+        assert (", compiled" in done.stdout) == (flag == "--compile")
+        logs[flag] = train_gpt2.read_log(tmp_path / flag / "log.txt")
+    for kind in "train", "val":
+        assert logs["--compile"][kind][1] == pytest.approx(logs["--no-compile"][kind][1], abs=1e-4)

@@ -1,13 +1,24 @@
 """Two gloo processes train the network that one would have trained."""
 
 import copy
+import os
+import socket
+from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.multiprocessing as mp
 from helpers import CPU, lively_gpt, no_scaler, stream_of, text_tokens
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from train_gpt2 import DataLoader, Ranks, accumulate_gradients, init_ranks, sum_over_ranks
+from train_gpt2 import (
+    DataLoader,
+    Ranks,
+    accumulate_gradients,
+    init_ranks,
+    one_rank_first,
+    sum_over_ranks,
+)
 
 
 def flat_gradient(model):
@@ -16,8 +27,6 @@ def flat_gradient(model):
 
 def one_rank(rank, world, port, folder):
     """What torchrun starts: joins the others, makes one gradient of 4 micro-steps, writes it."""
-    import os
-
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
@@ -34,13 +43,33 @@ def one_rank(rank, world, port, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_and_four_micro_steps_equal_one_process(tmp_path):
-    import socket
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(one_rank, args=(2, port, str(tmp_path)), nprocs=2)
+
+def take_turns(rank, world, port, folder):
+    """Rank 0 is slow; the others must find its file, and write theirs after it."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    ranks = init_ranks("cpu")
+    path = Path(folder) / "downloaded"
+    with one_rank_first(ranks):
+        if not path.exists():  # what a download into a cache does
+            sum(i * i for i in range(10**7))
+            path.touch()
+            (Path(folder) / f"by {rank}").touch()
+    torch.distributed.destroy_process_group()
+
+
+def test_one_rank_downloads_and_the_others_wait(tmp_path):
+    mp.spawn(take_turns, args=(2, free_port(), str(tmp_path)), nprocs=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["by 0", "downloaded"]
+
+
+def test_two_processes_and_four_micro_steps_equal_one_process(tmp_path):
+    mp.spawn(one_rank, args=(2, free_port(), str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
 
     model = lively_gpt()
@@ -70,8 +99,6 @@ def test_gradients_are_synchronised_once_and_it_is_said_before_the_forward_pass(
             return self.model(x, y)
 
     loader = DataLoader(stream_of(text_tokens(5000)), 2, 16)
-    from unittest.mock import patch
-
     with patch("torch.distributed.all_reduce"):
         accumulate_gradients(Watched(), loader, 4, Ranks(torch.device("cpu"), ddp=True),
                              torch.float32, no_scaler())

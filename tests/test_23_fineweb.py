@@ -1,18 +1,21 @@
 """fineweb.py: parquet to shards, any document, stopped anywhere, always the same bytes."""
 
 import json
-import signal
+import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import ROOT, gpt2_vocabulary_missing, start
 
-from common import get_tokenizer
+from common import UserError, get_tokenizer
+from fineweb import HUB, Config, bytes_to_download, check_disk, encode, find_source
 
 
 def make_documents(n, seed=0):
@@ -53,6 +56,7 @@ def test_round_trip(tmp_path):
     source = write_parquet(tmp_path / "docs", documents)
     done = fineweb(source, tmp_path / "out", "--shard-size", 4000)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("needs about 0.0 GB for shards")
     tokens = tokens_of(tmp_path / "out")
     assert tokens.tolist() == expected_tokens(documents)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -127,10 +131,10 @@ def test_a_rerun_is_free(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
-@pytest.mark.parametrize("seed", [[], ["--seed", "1"]])
-def test_killed_half_way_and_started_again_the_same_bytes(seed, tmp_path):
+@pytest.mark.parametrize("flags", [[], ["--seed", "1"], ["--max-tokens", "900123"]])
+def test_killed_half_way_and_started_again_the_same_bytes(flags, tmp_path):
     source = write_parquet(tmp_path / "docs", make_documents(4000), row_group_size=40)
-    args = ["--shard-size", "10000", *seed]
+    args = ["--shard-size", "10000", *flags]
     assert fineweb(source, tmp_path / "whole", *args).returncode == 0
     killed = tmp_path / "killed"
     process = subprocess.Popen(
@@ -138,7 +142,7 @@ def test_killed_half_way_and_started_again_the_same_bytes(seed, tmp_path):
          "bytes", "--workers", "1", *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and len(list(killed.glob("*.npy"))) < 3:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     shards = len(list(killed.glob("*.npy")))
     assert 3 <= shards < len(list((tmp_path / "whole").glob("*.npy"))), "not killed half-way"
@@ -146,9 +150,24 @@ def test_killed_half_way_and_started_again_the_same_bytes(seed, tmp_path):
     (killed / ".docs_train_000009.npy.tmp").write_bytes(b"half a shard")
     (killed / "docs_train_000002.npy").unlink()
     assert fineweb(source, killed, *args).returncode == 0
-    left = contents(killed)
-    left.pop(".docs_train_000009.npy.tmp", None)
-    assert left == contents(tmp_path / "whole")
+    assert contents(killed) == contents(tmp_path / "whole")
+
+
+def test_killed_before_or_after_the_last_manifest(tmp_path):
+    """A shard that is written and not yet listed is written again; a shard size that the source
+    divides by leaves no empty one."""
+    documents = ["x" * 99] * 40  # 4,000 tokens
+    source = write_parquet(tmp_path / "docs", documents)
+    for folder in "whole", "again":
+        assert fineweb(source, tmp_path / folder, "--shard-size", 1000).returncode == 0
+    manifest = json.loads((tmp_path / "again" / "manifest.json").read_text())
+    assert [shard["tokens"] for shard in manifest["shards"]] == [1000] * 4
+    unlisted = manifest["shards"].pop()
+    manifest |= {"complete": False, "tokens": 3000, "documents": 30}
+    (tmp_path / "again" / "manifest.json").write_text(json.dumps(manifest))
+    assert unlisted["following"] is None
+    assert fineweb(source, tmp_path / "again", "--shard-size", 1000).returncode == 0
+    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
 
 
 def refused(done, *words):
@@ -163,8 +182,9 @@ def test_bad_input_is_one_line(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.parquet").write_bytes(b"no parquet at all")
     refused(fineweb(tmp_path / "broken", out), "a.parquet", "fetch it again")
-    pq.write_table(pa.table({"words": ["a"]}), tmp_path / "broken" / "a.parquet")
-    refused(fineweb(tmp_path / "broken", out), "a.parquet", "no column named text")
+    for table in {"words": ["a"]}, {"text": [1]}:
+        pq.write_table(pa.table(table), tmp_path / "broken" / "a.parquet")
+        refused(fineweb(tmp_path / "broken", out), "a.parquet", "no column of strings named text")
     refused(fineweb(source, out, "--shard-size", 0), "--shard-size 0")
     refused(fineweb(source, out, "--workers", 0), "--workers 0")
     (tmp_path / "file").write_text("")
@@ -198,18 +218,53 @@ def test_damaged_row_group_names_its_file(tmp_path):
 
 
 def test_too_little_disk_is_found_before_starting(tmp_path, monkeypatch, capsys):
-    import shutil
-
-    from common import UserError
-    from fineweb import Config, check_disk, find_source
-
     source = find_source(str(write_parquet(tmp_path / "docs", make_documents(5))))
     config = Config(out=str(tmp_path))
     check_disk(config, source, 10**9, 0)
-    assert "needs about 2.0 GB for shards" in capsys.readouterr().out
+    assert "needs about 2.0 GB for shards and 0.0 GB for the download" in capsys.readouterr().out
     check_disk(config, source, 10**15, 10**15)  # all done already
-    with pytest.raises(UserError, match="2000000.0 GB for shards are needed"):
+    with pytest.raises(UserError, match="about 2000000.0 GB are needed"):
         check_disk(config, source, 10**15, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, 10**9))
     with pytest.raises(UserError, match="1.0 GB free"):
         check_disk(config, source, 10**9, 0)
+
+
+class FakeHub:
+    """Ten files of 2 GB, two of them in the cache."""
+
+    def list_repo_tree(self, repo, folder, repo_type):
+        assert (repo, folder, repo_type) == (HUB, "sample/10BT", "dataset")
+        return [SimpleNamespace(path=f"{folder}/{i:03d}.parquet", size=2 * 10**9)
+                for i in reversed(range(10))] + [SimpleNamespace(path="x.md", size=9)]
+
+    def repo_info(self, *args, **kwargs):
+        return None
+
+
+def test_the_hubs_sample_in_order_and_what_is_left_to_download(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file, repo_type:
+                        "/cached" if file[-11:] < "002.parquet" else None)
+    source = find_source(HUB)
+    assert source.files == tuple(f"sample/10BT/{i:03d}.parquet" for i in range(10))
+    assert bytes_to_download(Config(), source, 10**10) == 8 * 2 * 10**9
+    assert bytes_to_download(Config(), source, 10**9) == 0  # the first file holds a tenth
+    assert bytes_to_download(Config(), source, 3 * 10**9) == 2 * 10**9
+    assert bytes_to_download(Config(seed=1), source, 10**9) == 8 * 2 * 10**9
+
+
+def test_no_network_is_one_line(tmp_path):
+    done = start("fineweb.py", "--out", tmp_path / "out", env={"HF_HUB_OFFLINE": "1"})
+    refused(done, "cannot reach the hub for HuggingFaceFW/fineweb-edu", "--source")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(bool(gpt2_vocabulary_missing()), reason=gpt2_vocabulary_missing())
+def test_a_million_spaces():
+    """More than tiktoken's pattern bears in one piece."""
+    enc = get_tokenizer("gpt2")
+    for text in "a" + " " * 1_000_000 + "x", "x" * 300_000, "a b " * 50_000:
+        tokens = encode(enc, text)
+        assert tokens[0] == enc.eot_token and enc.decode(tokens[1:]) == text
+    assert encode(enc, "a b " * 50_000)[1:] == enc.encode_ordinary("a b " * 50_000)

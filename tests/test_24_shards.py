@@ -47,6 +47,9 @@ def cut(path):
 NPY_DAMAGES = {
     "cut short": cut,
     "longer than it says": lambda p: p.write_bytes(p.read_bytes() + b"more"),
+    "cut in its header": lambda p: p.write_bytes(p.read_bytes()[:40]),
+    "a huge shape": lambda p: p.write_bytes(p.read_bytes().replace(b"(1000,)", b"(9**99)", 1)),
+    "an odd header": lambda p: p.write_bytes(p.read_bytes().replace(b"'descr'", b"[3]:{} ", 1)),
     "random bytes": lambda p: p.write_bytes(np.random.default_rng(0).bytes(5000)),
     "empty": lambda p: p.write_bytes(b""),
     "int64": lambda p: np.save(p, np.zeros(100, dtype=np.int64)),
@@ -84,11 +87,22 @@ def test_manifest_must_agree(tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["shards"][1]["tokens"] += 1
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="where the manifest says"):
+    with pytest.raises(UserError, match="holds 20000 tokens, and the manifest lists 20001"):
         find_shards(folder, "bytes")
-    (folder / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="is no manifest"):
+    manifest["shards"][1]["tokens"] -= 1
+    last = manifest["shards"].pop()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="000002.npy holds 20000 tokens, and the manifest lists no"):
         find_shards(folder, "bytes")
+    manifest["shards"].append(last)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / last["file"]).unlink()
+    with pytest.raises(UserError, match="000002.npy holds no tokens, and the manifest lists 20000"):
+        find_shards(folder, "bytes")
+    for broken in "{}", "[]", "{", '{"tokenizer": [], "shards": [1]}':
+        (folder / "manifest.json").write_text(broken)
+        with pytest.raises(UserError, match="is no manifest"):
+            find_shards(folder, "bytes")
 
 
 def test_missing_folder_missing_split(tmp_path):

@@ -111,6 +111,9 @@ def test_examples_from_a_file(tmp_path):
     '{"ctx": "a", "endings": ["b", "c", "d", 5], "label": 0}',
     '{"ctx": "a", "endings": ["b", "c", "d", "e"], "label": 4}',
     '{"ctx": "a", "endings": ["b", "c", "d", "e"], "label": ""}',
+    '{"ctx": "a", "endings": ["b", "c", "d", "e"], "label": 1.5}',
+    '{"ctx": "a", "endings": ["b", "c", "d", "e"], "label": Infinity}',
+    '{"ctx": "a", "endings": {"b": 1, "c": 2, "d": 3, "e": 4}, "label": 1}', "[" * 100_000,
     '{"ctx": "", "endings": ["b", "c", "d", "e"], "label": 1}',
     '{"ctx": null, "endings": ["b", "c", "d", "e"], "label": 1}', "\0\1\2 binary"])
 def test_broken_line_is_named_by_its_number(broken, tmp_path):

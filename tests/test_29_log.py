@@ -4,7 +4,7 @@ import json
 
 from helpers import TINY, start, write_shards
 
-from train_gpt2 import Log, read_log, save_curves
+from train_gpt2 import Log, draw_curves, read_log, save_curves
 
 
 def test_written_and_read_back(tmp_path):
@@ -60,7 +60,7 @@ def test_curves_are_a_picture(tmp_path):
 
     for vocab_size, name in (257, "bytes"), (50257, "gpt2"):
         log = Log(tmp_path / f"{name}.txt", master_process=True)
-        log.note(config={"vocab_size": vocab_size})
+        log.note(config={"vocab_size": vocab_size, "hellaswag": "h.jsonl"})
         log.value(0, "train", 5.0)
         save_curves(log.path, tmp_path / f"{name}.png")  # a run without evaluations
         for step in range(1, 20):
@@ -72,3 +72,25 @@ def test_curves_are_a_picture(tmp_path):
         picture = matplotlib.image.imread(tmp_path / f"{name}.png")
         assert picture.shape[:2] == (480, 1200)
         assert picture[..., :3].std() > 0.05  # not blank
+
+
+def lines_beside(tmp_path, **config):
+    from matplotlib.figure import Figure
+
+    log = Log(tmp_path / "log.txt", master_process=True)
+    log.note(config=config)
+    for step, loss in (0, 10.0), (1, 4.0), (2, float("nan")), (3, 3.0):
+        log.value(step, "val", loss)
+    axes = Figure().subplots(1, 2)
+    draw_curves(log.path, axes)
+    assert axes[0].get_ylim() == (0.9 * 3.0, 1.1 * 4.0)  # what came after the start, and is finite
+    return [{line.get_label(): line.get_ydata()[0] for line in ax.lines
+             if line.get_linestyle() == "--"} for ax in axes]
+
+
+def test_the_lines_to_cross_are_beside_their_like_alone(tmp_path):
+    loss = {"GPT-2 124M, FineWeb-Edu": 3.2924}
+    hella = {"GPT-2 124M": 0.2955, "GPT-3 124M": 0.337}
+    assert lines_beside(tmp_path, vocab_size=50257, hellaswag="h.jsonl") == [loss, hella]
+    assert lines_beside(tmp_path, vocab_size=50257, hellaswag="heldout") == [loss, {}]
+    assert lines_beside(tmp_path, vocab_size=257, hellaswag="h.jsonl") == [{}, {}]

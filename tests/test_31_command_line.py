@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import TINY, lively_gpt, start, text_tokens, write_shards
 
-from common import UserError
-from train_gpt2 import GPT, PRESETS, GPTConfig, check_config, parse_args
+from common import UserError, run
+from train_gpt2 import GPT, PRESETS, GPTConfig, check_config, parse_args, read_log
 
 
 def test_no_preset_is_the_videos_run():
@@ -68,10 +68,6 @@ def test_batch_that_does_not_divide_names_the_way_out():
         check_config(PRESETS["gpt2-124M"], 3)
 
 
-def no_config(folder):
-    (folder / "shards" / "manifest.json").unlink()
-
-
 def damage_shard(change):
     def damage(folder):
         path = folder / "shards" / "text_train_000001.npy"
@@ -80,6 +76,7 @@ def damage_shard(change):
 
 
 def past_the_vocabulary(path):
+    path = path.with_name("text_train_000002.npy")  # not the first, and at its very end
     tokens = np.load(path)
     tokens[-1] = 257
     np.save(path, tokens)
@@ -111,7 +108,8 @@ REFUSED = {
     "past the vocabulary": (damage_shard(past_the_vocabulary), [], "holds the id 257"),
     "other tokenizer": (None, ["--vocab-size", "50257"], "of the tokenizer bytes"),
     "no tokenizer": (None, ["--vocab-size", "1000"], "1000 ids belongs to no known tokenizer"),
-    "fewer tokens than a batch": (None, ["--total-batch-size", "65536"], "65536"),
+    "fewer tokens than a batch": (None, ["--total-batch-size", "65536"],
+                               "holds 40000 training tokens, less than one batch of 65536"),
     "batch does not divide": (None, ["--B", "7"], "does not divide by B x T x ranks = 7 x 32 x 1"),
     "B of 0": (None, ["--B", "0"], "--B 0: give 1 or more"),
     "T of 0": (None, ["--T", "0"], "--T 0: give 1 or more"),
@@ -146,13 +144,14 @@ def test_one_line_status_2_nothing_written(name, tmp_path, monkeypatch, capsys):
     if damage:
         damage(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    preset = [flags.pop(0)] if flags and not flags[0].startswith("-") else ["gpt2-124M"]
+    preset = [flag for flag in flags[:1] if not flag.startswith("-")] or ["gpt2-124M"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     monkeypatch.setattr(sys, "argv", ["train_gpt2.py", *preset, *TINY, "--data", "shards",
-                                      "--out-dir", "run", "--max-steps", "1", *flags])
+                                      "--out-dir", "run", "--max-steps", "1",
+                                      *(flag for flag in flags if [flag] != preset)])
     with pytest.raises(SystemExit) as stop:
         common.run(train_gpt2.main)
     said = capsys.readouterr()
@@ -179,12 +178,45 @@ def test_gpt2s_vocabulary_without_network(tmp_path):
     assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_out_of_memory_names_the_way_out():
-    from train_gpt2 import memory_hint
+@pytest.mark.parametrize("error, shown", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried"), "error: out of memory: halve --B"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+     "error: out of memory: halve --B"),
+    (OSError(28, "No space left on device", "log.txt"), "error: [Errno 28] No space left"),
+    (UserError("two\nlines"), "error: two lines")])
+def test_what_the_user_can_mend_is_one_line(error, shown, capsys):
+    def main():
+        raise error
 
-    with pytest.raises(UserError, match="too small for --B 64 --T 1024: try --B 32"), memory_hint(
-            PRESETS["gpt2-124M"]):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(SystemExit) as stop:
+        run(main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith(shown) and said.count("\n") == 1
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    def main():
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(main)
+
+
+def test_refused_under_torchrun_too(tmp_path):
+    done = start("train_gpt2.py", *TINY, "--data", "nowhere", "--out-dir", tmp_path / "run",
+                 ranks=2)
+    assert done.returncode != 0
+    assert "error: no train shards in nowhere" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes_in_the_log_are_the_networks(tmp_path):
+    lively_gpt(block_size=32, n_layer=1, n_head=4, n_embd=64).save_pretrained(tmp_path / "model")
+    done = start("train_gpt2.py", *TINY, "--data", write_shards(tmp_path / "shards"), "--out-dir",
+                 tmp_path / "run", "--max-steps", 1, "--init-from", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    config = read_log(tmp_path / "run" / "log.txt")["run"]["config"]
+    assert (config["n_layer"], config["n_head"], config["n_embd"]) == (1, 4, 64)
 
 
 def test_laptop_is_the_whole_job(tmp_path):
@@ -193,7 +225,7 @@ def test_laptop_is_the_whole_job(tmp_path):
                  5, "--sample-tokens", 20, "--hellaswag-limit", 40, "--out-dir", tmp_path / "run",
                  "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "validation" in done.stdout and "40 examples (heldout)" in done.stdout
+    assert "validation" in done.stdout and "40 examples of heldout" in done.stdout
     assert done.stdout.count("sample 3: 'The ") + done.stdout.count('sample 3: "The ') == 2
     files = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert files == ["checkpoint_000030", "curves.png", "log.txt"]

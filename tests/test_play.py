@@ -30,9 +30,3 @@ def test_notebook_executes_on_a_laptop_run(tmp_path, monkeypatch):
     assert "undivided / one batch = 4.0000" in text
     steps, values = train_gpt2.read_log(tmp_path / "run" / "log.txt")["val"]
     assert f"val    first {values[0]:.4f}   last {values[-1]:.4f}" in text and steps == [0, 20]
-
-
-def test_notebook_knows_the_lines_to_cross():
-    assert train_gpt2.REFERENCES["gpt2"] == {
-        "val": {"GPT-2 124M": 3.2924}, "hella": {"GPT-2 124M": 0.2955, "GPT-3 124M": 0.337}}
-    assert "draw_curves" in (ROOT / "play.ipynb").read_text(encoding="utf-8")
