@@ -947,7 +947,8 @@ def draw_curves(log_path, axes):
         ax.legend()
     later = [loss for loss in losses[1:] if math.isfinite(loss)]
     if later:  # the loss before training would flatten all that follows
-        axes[0].set_ylim(0.9 * min(later), 1.1 * max(later))
+        lowest = min(loss for loss in later + log["train"][1] if math.isfinite(loss))
+        axes[0].set_ylim(0.95 * lowest, 1.1 * max(later))
 
 
 def save_curves(log_path, png):

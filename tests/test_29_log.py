@@ -81,9 +81,10 @@ def lines_beside(tmp_path, **config):
     log.note(config=config)
     for step, loss in (0, 10.0), (1, 4.0), (2, float("nan")), (3, 3.0):
         log.value(step, "val", loss)
+    log.value(3, "train", 2.0)
     axes = Figure().subplots(1, 2)
     draw_curves(log.path, axes)
-    assert axes[0].get_ylim() == (0.9 * 3.0, 1.1 * 4.0)  # what came after the start, and is finite
+    assert axes[0].get_ylim() == (0.95 * 2.0, 1.1 * 4.0)  # what came after the start, and is finite
     return [{line.get_label(): line.get_ydata()[0] for line in ax.lines
              if line.get_linestyle() == "--"} for ax in axes]
 
