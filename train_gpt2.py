@@ -1168,6 +1168,8 @@ def main():
         save_curves(log.path, Path(config.out_dir) / "curves.png")
         print_ending(config, checkpoint)
     if ranks.ddp:
+        dist.barrier()  # the master has saved: torchrun ends everyone when one process ends badly
+        del model  # DDP holds on to the process group
         dist.destroy_process_group()
 
 
