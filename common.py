@@ -1,7 +1,4 @@
-"""What the three scripts share: errors of one line, the command line, devices, tokenizers, files.
-
-Nothing here is about GPT-2; the program to read is train_gpt2.py.
-"""
+"""What the scripts share and what is not about GPT-2. The program to read is train_gpt2.py."""
 
 import contextlib
 import io
@@ -73,7 +70,7 @@ def find_device(name="auto"):
 
     Raises UserError for a device that is unknown or not there.
     """
-    import torch  # here, since fineweb.py's workers do without it
+    import torch  # here, since what only handles text does without it
 
     if name == "auto":
         if torch.cuda.is_available():

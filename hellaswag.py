@@ -34,8 +34,16 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import (UserError, find_device, get_tokenizer, hub_offline, needs_network, parse, run,
-                    tokenizer_name)
+from common import (
+    UserError,
+    find_device,
+    get_tokenizer,
+    hub_offline,
+    needs_network,
+    parse,
+    run,
+    tokenizer_name,
+)
 
 HUB = "Rowan/hellaswag"
 
@@ -241,14 +249,17 @@ def load_model(name_or_folder, device):
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    if folder := Path(name_or_folder).is_dir():
+    if is_folder := Path(name_or_folder).is_dir():
         logging.disable_progress_bar()  # a download deserves its bar
-    offline = folder or hub_offline(name_or_folder)
+    offline = is_folder or hub_offline(name_or_folder)
     with needs_network(f"the model {name_or_folder}",
                        "name gpt2 (online), or a folder with config.json and model.safetensors"):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             name_or_folder, local_files_only=offline, use_safetensors=True, dtype=torch.float32,
-            trust_remote_code=False)
+            trust_remote_code=False, output_loading_info=True)
+    if absent := sorted(info["missing_keys"]):  # transformers went on with random numbers there
+        raise UserError(f"{name_or_folder} lacks weights of its config.json, {absent[0]} for one: "
+                        "name a folder that holds them all")
     return model.to(device).eval()
 
 

@@ -34,8 +34,19 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
 import hellaswag
-from common import (TOKENIZERS, UserError, check_writable, find_device, get_tokenizer,
-                    hub_offline, needs_network, parse, run, tokenizer_name, whole)
+from common import (
+    TOKENIZERS,
+    UserError,
+    check_writable,
+    find_device,
+    get_tokenizer,
+    hub_offline,
+    needs_network,
+    parse,
+    run,
+    tokenizer_name,
+    whole,
+)
 
 # -----------------------------------------------------------------------------
 # the network
@@ -366,14 +377,14 @@ def autocast(device, dtype):
     return torch.autocast(device_type=device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def compile_model(model, ranks, wanted):
+def compile_model(model, device, wanted, master=True):
     """torch.compile(model) where it is wanted (None: on cuda) and works, else the model itself."""
-    if not (ranks.device.type == "cuda" if wanted is None else wanted):
+    if not (device.type == "cuda" if wanted is None else wanted):
         return model
     try:  # Triton is missing on Windows, a C compiler on many CPUs: try something small first
-        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=ranks.device))
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
     except Exception as error:
-        if ranks.master_process:
+        if master:
             print(f"torch.compile does not work here ({type(error).__name__}): running eagerly")
         return model
     return torch.compile(model)
@@ -462,10 +473,16 @@ PRESETS = {
                               total_batch_size=2**20, warmup_steps=358),
     "gpt3-125M": TrainConfig(T=2048, B=32),
     "laptop": TrainConfig(
-        data="pydoc", hellaswag="heldout", vocab_size=TOKENIZERS["bytes"], prompt="The ",
-        n_layer=2, n_head=4, n_embd=128, B=16, T=128, total_batch_size=16 * 128, max_steps=3000,
-        max_lr=5e-3, min_lr=0.0, warmup_steps=50, weight_decay=0.3, shuffle=True, eval_every=500,
-        hellaswag_limit=500, sample_tokens=160, temperature=0.8, print_every=50),
+        data="pydoc",
+        n_layer=2, n_head=4, n_embd=128, vocab_size=TOKENIZERS["bytes"],
+        B=16, T=128, total_batch_size=16 * 128,
+        max_steps=3000, max_lr=5e-3, min_lr=0.0, warmup_steps=50,
+        weight_decay=0.3,
+        shuffle=True,
+        prompt="The ", sample_tokens=160, temperature=0.8,
+        hellaswag="heldout", hellaswag_limit=500,
+        eval_every=500, print_every=50,
+    ),
 }
 PRESETS = {name: replace(preset, out_dir=f"log/{name}") for name, preset in PRESETS.items()}
 
@@ -1124,7 +1141,7 @@ def main():
     torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
     dtype = choose_dtype(config.dtype, device)
     raw_model.to(device)
-    model = compile_model(raw_model, ranks, config.compile)
+    model = compile_model(raw_model, device, config.compile, master)
     compiled = model is not raw_model
     if ranks.ddp:
         model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None)

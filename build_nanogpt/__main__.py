@@ -1,15 +1,17 @@
 """python -m build_nanogpt COMMAND: see --help of each."""
 
+import importlib
 import sys
 from pathlib import Path
 
 # the program lies in the repository's root, wherever the command is given
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from build_nanogpt import bench  # noqa: E402
 from common import UserError, parse, run  # noqa: E402
 
-COMMANDS = {"bench": (bench.Config, bench.main)}
+# command -> module with Config and main; imported when called, since bench needs torch
+COMMANDS = {"bench": "bench", "build": "build", "check": "check", "export": "export",
+            "release": "release", "steps": "contents"}
 
 
 def main():
@@ -20,8 +22,9 @@ def main():
         return
     if not args or args[0] not in COMMANDS:
         raise UserError(f"no command {args[0] if args else ''!r}; {about}")
-    config, command = COMMANDS[args[0]]
-    command(parse(config(), args[1:], f"python -m build_nanogpt {args[0]}", command.__doc__))
+    module = importlib.import_module(f"build_nanogpt.{COMMANDS[args[0]]}")
+    command = module.main
+    command(parse(module.Config(), args[1:], f"python -m build_nanogpt {args[0]}", command.__doc__))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import torch
 from helpers import lively_gpt
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from common import UserError
 from train_gpt2 import GPT
 
 
@@ -29,6 +30,7 @@ def test_logits_equal_transformers(B, T, n_layer, n_head, n_embd, tmp_path):
 
 
 def test_future_changes_nothing():
+    """Changing token t may change no logit before t: the mask must leave nothing of the future."""
     model, T = lively_gpt(), 16
     idx = torch.randint(257, (1, T))
     logits, _ = model(idx)
@@ -43,3 +45,8 @@ def test_future_changes_nothing():
 def test_longer_than_block_size_is_refused():
     with pytest.raises(ValueError, match="17 tokens, but the network has 16 positions"):
         lively_gpt()(torch.zeros(1, 17, dtype=torch.long))
+
+
+def test_heads_must_divide_the_channels():
+    with pytest.raises(UserError, match="--n-embd 32 does not divide by --n-head 5"):
+        lively_gpt(n_head=5)

@@ -1,8 +1,15 @@
 """generate(): from the top k, by the seed, in the right shares."""
 
+import os
+import subprocess
+import sys
+
+import pytest
 import torch
-from helpers import lively_gpt
+from helpers import ROOT, lively_gpt
 from torch.nn import functional as F
+
+from common import UserError, get_tokenizer, tokenizer_name
 
 
 def generator(seed):
@@ -56,3 +63,21 @@ def test_top_k_none_and_too_large_mean_all():
     model, idx = lively_gpt(), torch.tensor([[7]])
     every = [model.generate(idx, 20, top_k=k, generator=generator(4)) for k in (None, 257, 9999)]
     assert torch.equal(every[0], every[1]) and torch.equal(every[0], every[2])
+
+
+def test_tokenizers_go_there_and_back():
+    enc = get_tokenizer(tokenizer_name(257))
+    assert enc.encode_ordinary("aé") == [97, 0xC3, 0xA9] and enc.eot_token == 256
+    assert enc.decode(enc.encode_ordinary("aé\n→")) == "aé\n→"
+    assert tokenizer_name(50257) == "gpt2"
+    with pytest.raises(UserError, match="1000 ids belongs to no known tokenizer"):
+        tokenizer_name(1000)
+
+
+def test_gpt2s_vocabulary_without_network(tmp_path):
+    code = "from common import get_tokenizer, run; run(lambda: get_tokenizer('gpt2'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "TIKTOKEN_CACHE_DIR": str(tmp_path),
+                               "HTTPS_PROXY": "http://127.0.0.1:9"})
+    assert done.returncode == 2 and done.stderr.startswith("error: cannot get GPT-2's vocabulary")
+    assert done.stderr.count("\n") == 1

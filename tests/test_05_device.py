@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from common import UserError, find_device
-from train_gpt2 import autocast
 
 
 def test_auto_prefers_cuda_then_mps(monkeypatch):
@@ -30,8 +29,3 @@ def test_missing_or_unknown_device(name, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=f"--device {name}"):
         find_device(name)
-
-
-def test_autocast_takes_the_type_not_the_index():
-    """torch.autocast("cuda:3") is an error; the helper hands it "cuda"."""
-    assert autocast(torch.device("cuda", 3), torch.float32).device == "cuda"

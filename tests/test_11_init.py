@@ -6,6 +6,8 @@ import pytest
 import torch
 from helpers import small_gpt
 
+from train_gpt2 import GPT, GPTConfig
+
 
 def test_standard_deviations():
     model = small_gpt(block_size=64, n_layer=8, n_embd=128)
@@ -19,6 +21,18 @@ def test_standard_deviations():
             # five standard errors of a standard deviation of n draws, std / sqrt(2 n)
             assert abs(p.std().item() - std) < 5 * std / math.sqrt(2 * p.numel()), name
             assert abs(p.mean().item()) < 5 * std / math.sqrt(p.numel()), name
+
+
+def test_seed_makes_the_weights():
+    first, again, other = (small_gpt(seed=s).transformer.wpe.weight for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_every_module_of_a_deep_network_is_drawn_anew():
+    with torch.device("meta"):
+        model = GPT(GPTConfig())
+    marked = [name for name, m in model.named_modules() if hasattr(m, "adds_to_residual")]
+    assert len(marked) == 24 and all(name.endswith("c_proj") for name in marked)
 
 
 def test_residual_stream_does_not_grow_with_depth():

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers import lively_gpt
+from helpers import lively_gpt, no_scaler, stream_of, text_tokens, update
 
-from train_gpt2 import autocast, choose_dtype
+from train_gpt2 import DataLoader, autocast, choose_dtype
 
 CPU_DEVICE, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -45,3 +45,31 @@ def test_elsewhere_fp32_unless_named():
     assert choose_dtype("auto", torch.device("mps")) == torch.float32
     assert choose_dtype("bfloat16", CPU_DEVICE) == torch.bfloat16
     assert choose_dtype("float32", CUDA) == torch.float32
+
+
+def test_autocast_takes_the_type_not_the_index():
+    """torch.autocast("cuda:3") is an error; the helper hands it "cuda"."""
+    assert autocast(torch.device("cuda", 3), torch.float32).device == "cuda"
+
+
+def test_a_training_step_runs_in_the_dtype_it_is_told():
+    """The forward pass of train_step must stand inside autocast, with its dtype."""
+    seen = {}
+    for dtype in torch.float32, torch.bfloat16:
+        model = lively_gpt()
+        model.transformer.h[0].mlp.register_forward_hook(
+            lambda module, args, out, dtype=dtype: seen.update({dtype: out.dtype}))
+        loader = DataLoader(stream_of(text_tokens(500)), 4, 16)
+        update(model, loader, torch.optim.SGD(model.parameters(), lr=0.1), 0.1, dtype=dtype)
+    assert seen == {torch.float32: torch.float32, torch.bfloat16: torch.bfloat16}
+
+
+def test_scaled_loss_gives_the_update_of_the_plain_one():
+    """fp16's GradScaler takes its factor out again before the weights move."""
+    weights = []
+    for scaler in no_scaler(), torch.amp.GradScaler("cpu", init_scale=1024.0):
+        model = lively_gpt()
+        loader = DataLoader(stream_of(text_tokens(500)), 4, 16)
+        update(model, loader, torch.optim.SGD(model.parameters(), lr=0.1), 0.1, scaler=scaler)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)

@@ -1,22 +1,36 @@
 """torch.compile changes the speed and nothing else; where it cannot work, eager says so."""
 
+import functools
 import shutil
 import sys
 
 import pytest
 import torch
-from helpers import CPU, TINY, lively_gpt, start, write_shards
+from helpers import TINY, lively_gpt, write_data
 
 import train_gpt2
-from train_gpt2 import Ranks, compile_model
+from train_gpt2 import compile_model
+
+CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 
 compiler = pytest.mark.skipif(sys.platform == "win32" or not shutil.which("g++"),
                               reason="torch.compile on a CPU needs a C++ compiler")
 
 
+@pytest.mark.slow
+def test_compiled_loss_and_gradients_are_eager_ones(monkeypatch):
+    """Traced and differentiated ahead of time, without the minute that a C++ compiler takes."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    same_as_eager(lively_gpt(n_layer=1))
+
+
 @compiler
-def test_compiled_loss_and_gradients_are_eager_ones():
-    model = lively_gpt(n_layer=1)
+@pytest.mark.slow
+def test_compiled_by_the_compiler_too():
+    same_as_eager(lively_gpt(n_layer=1, n_embd=16))
+
+
+def same_as_eager(model):
     compiled = compile_model(model, CPU, wanted=True)
     assert compiled is not model
     idx, targets = torch.randint(257, (2, 16)), torch.randint(257, (2, 16))
@@ -36,9 +50,9 @@ def test_default_is_on_for_cuda_alone(monkeypatch):
                         lambda x: None)
     monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: None)
     assert compile_model("m", CPU, None) == "m"
-    assert compile_model("m", Ranks(torch.device("mps")), None) == "m"
-    assert compile_model("m", Ranks(torch.device("cuda")), None) == "compiled"
-    assert compile_model("m", Ranks(torch.device("cuda")), False) == "m"
+    assert compile_model("m", MPS, None) == "m"
+    assert compile_model("m", CUDA, None) == "compiled"
+    assert compile_model("m", CUDA, False) == "m"
 
 
 def test_without_a_compiler_eager_in_one_line(monkeypatch, capsys):
@@ -65,32 +79,19 @@ class Recorder(torch.nn.Module):
         return self.model(*args)
 
 
-def test_compile_stays_on_with_everything_in_the_loop(tmp_path, monkeypatch):
-    """Training runs the compiled module, always in one shape; evaluation the same weights plain."""
+def test_training_runs_the_compiled_module(tmp_path, monkeypatch):
+    """Training runs the compiled module, always in one shape, and nothing else does."""
     monkeypatch.setattr(torch, "compile", lambda f: Recorder(f) if isinstance(f, train_gpt2.GPT)
                         else f)
-    shards = write_shards(tmp_path / "shards")
-    monkeypatch.setattr(sys, "argv", ["train_gpt2.py", "gpt2-124M", *TINY, "--data", str(shards),
-                                      "--out-dir", str(tmp_path / "run"), "--compile",
-                                      "--max-steps", "5", "--eval-every", "2",
-                                      "--hellaswag", "heldout", "--hellaswag-limit", "20"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_gpt2.py", *TINY, "--data",
+                                      str(write_data(tmp_path / "data")), "--compile",
+                                      "--max-steps", "3"])
     train_gpt2.main()
-    assert Recorder.last.calls == [((8, 32), True)] * (5 * 2)  # 5 steps of 2 micro-steps
-    log = train_gpt2.read_log(tmp_path / "run" / "log.txt")
-    assert log["val"][0] == log["hella"][0] == [0, 2, 4, 5]
-    # the checkpoint's names are the plain module's: with the wrapper's, this would be refused
-    train_gpt2.GPT.from_pretrained(tmp_path / "run" / "checkpoint_000005")
+    assert Recorder.last.calls == [((8, 32), True)] * 3 * 2  # 3 steps of 2 micro-steps
 
 
-@compiler
-def test_compiled_under_two_ranks(tmp_path):
-    """compile inside, DDP outside: the same losses as eagerly."""
-    shards, logs = write_shards(tmp_path / "shards"), {}
-    for flag in "--compile", "--no-compile":
-        done = start("train_gpt2.py", *TINY, "--n-layer", 1, "--data", shards, "--max-steps", 4,
-                     "--sample-tokens", 0, "--out-dir", tmp_path / flag, flag, ranks=2)
-        assert done.returncode == 0, done.stderr
-        assert (", compiled" in done.stdout) == (flag == "--compile")
-        logs[flag] = train_gpt2.read_log(tmp_path / flag / "log.txt")
-    for kind in "train", "val":
-        assert logs["--compile"][kind][1] == pytest.approx(logs["--no-compile"][kind][1], abs=1e-4)
+def test_flags_for_compile():
+    assert train_gpt2.parse_args([]).compile is None
+    assert train_gpt2.parse_args(["--compile"]).compile is True
+    assert train_gpt2.parse_args(["--no-compile"]).compile is False

@@ -4,10 +4,10 @@ import math
 import re
 
 import pytest
-import torch
-from helpers import CPU, TINY, lively_gpt, no_scaler, start, stream_of, text_tokens, write_shards
+from helpers import TINY, lively_gpt, stream_of, text_tokens, update, write_data
 
-from train_gpt2 import PRESETS, DataLoader, configure_optimizer, get_lr, parse_args, train_step
+import train_gpt2
+from train_gpt2 import DataLoader, configure_optimizer, get_lr, parse_args
 
 VIDEO = dict(max_lr=6e-4, min_lr=6e-5, warmup_steps=715, max_steps=19073)
 
@@ -38,29 +38,25 @@ def test_no_warmup_and_nothing_but_warmup():
     assert get_lr(10, 1.0, 0.1, 10, 10) == 0.1
 
 
-def test_presets_follow_gpt3():
-    """GPT-3 paper, table 2.1; the decay ends at a tenth."""
-    assert [PRESETS[name].max_lr for name in ("gpt2-124M", "gpt2-350M", "gpt2-774M", "gpt2-1558M")
-            ] == [6e-4, 3e-4, 2.5e-4, 2e-4]
-    assert PRESETS["gpt2-124M"].warmup_steps * 2**19 == pytest.approx(375e6, rel=1e-3)
-    assert parse_args(["--max-lr", "1e-3"]).final_lr == pytest.approx(1e-4)
+def test_the_decay_ends_at_a_tenth_unless_told():
+    assert parse_args(["--max-lr", "1e-3", "--min-lr", "None"]).final_lr == pytest.approx(1e-4)
     assert parse_args(["--min-lr", "0"]).final_lr == 0
 
 
-def test_the_loop_follows_the_schedule(tmp_path):
-    done = start("train_gpt2.py", *TINY, "--data", write_shards(tmp_path / "shards"), "--max-steps",
-                 7, "--warmup-steps", 3, "--sample-tokens", 0, "--out-dir", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    printed = re.findall(r"step +(\d+) \| loss .* \| lr ([\d.e-]+) \|", done.stdout)
+def test_the_loop_follows_the_schedule(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train_gpt2.py", *TINY, "--max-steps", "7", "--warmup-steps",
+                                     "3", "--data", str(write_data(tmp_path / "data"))])
+    train_gpt2.main()
+    printed = re.findall(r"step +(\d+) \| loss .* \| lr ([\d.e-]+) \|", capsys.readouterr().out)
     assert printed == [(str(step), f"{get_lr(step, 3e-3, 3e-4, 3, 7):.2e}") for step in range(7)]
 
 
-def test_a_step_takes_its_rate(monkeypatch):
+def test_a_step_takes_its_rate():
     """The size of AdamW's first update is the learning rate, whatever the optimizer began with."""
     model = lively_gpt()
     before = model.transformer.wpe.weight.detach().clone()
     optimizer = configure_optimizer(model, 0.0, 1.0)
-    loader = DataLoader(stream_of(text_tokens(5000)), 4, 16)
-    train_step(model, loader, optimizer, no_scaler(), 1e-4, 1, CPU, torch.float32)
+    update(model, DataLoader(stream_of(text_tokens(5000)), 4, 16), optimizer, 1e-4)
     moved = (model.transformer.wpe.weight.detach() - before).abs()
     assert moved.max().item() == pytest.approx(1e-4, rel=1e-2)

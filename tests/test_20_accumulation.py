@@ -4,7 +4,12 @@ import pytest
 import torch
 from helpers import CPU, lively_gpt, no_scaler, stream_of, text_tokens
 
-from train_gpt2 import DataLoader, accumulate_gradients
+from common import UserError, run
+from train_gpt2 import DataLoader, accumulate_gradients, check_config, parse_args
+
+
+def grad_accum_steps(*flags):
+    return check_config(parse_args([*flags]), 1)
 
 
 def gradient(B, steps, double=True):
@@ -42,3 +47,37 @@ def test_loss_scale_is_taken_out_again():
     scaler.unscale_(optimizer)
     grad = torch.cat([p.grad.flatten() for p in model.parameters()])
     torch.testing.assert_close(grad, gradient(8, 1, double=False)[1], atol=1e-6, rtol=0)
+
+
+def test_settings_decide_the_number_of_micro_steps():
+    assert grad_accum_steps("--B", "8", "--T", "32", "--total-batch-size", "1024") == 4
+
+
+def test_batch_that_does_not_divide_names_the_way_out():
+    with pytest.raises(UserError, match=r"--total-batch-size 1000 does not divide by B x T.* 256: "
+                                        "try 1024, or another --B"):
+        grad_accum_steps("--B", "8", "--T", "32", "--total-batch-size", "1000")
+
+
+@pytest.mark.parametrize("error, shown", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried"), "error: out of memory: halve --B"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+     "error: out of memory: halve --B"),
+    (OSError(28, "No space left on device", "log.txt"), "error: [Errno 28] No space left"),
+    (UserError("two\nlines"), "error: two lines")])
+def test_what_the_user_can_mend_is_one_line(error, shown, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run(main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith(shown) and said.count("\n") == 1
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    def main():
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(main)

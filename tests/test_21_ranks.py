@@ -2,20 +2,20 @@
 
 import pytest
 import torch
-from helpers import stream_of
+from helpers import TINY, start, stream_of, write_data
 
-from train_gpt2 import DataLoader, Ranks
+from common import UserError
+from train_gpt2 import DataLoader, Ranks, check_config, init_ranks, parse_args
 
 
 @pytest.mark.parametrize("world, B", [(2, 4), (4, 2), (8, 1), (2, 2), (1, 2)])
-@pytest.mark.parametrize("seed", [None, 3])
-def test_tokens_of_a_step_do_not_depend_on_ranks_or_B(world, B, seed):
+def test_tokens_of_a_step_do_not_depend_on_ranks_or_B(world, B):
+    """Together the ranks' micro-batches are one process's batch, in its order, none twice."""
     T, total = 5, 40
     tokens = [256 if i % 9 == 0 else i % 250 for i in range(123)]
-    one = DataLoader(stream_of(tokens, seed=seed, parts=3), total // T, T)
-    ranks = [DataLoader(stream_of(tokens, seed=seed, parts=3), B, T, rank, world)
-             for rank in range(world)]
-    for _ in range(12):  # past shard ends and epoch ends
+    one = DataLoader(stream_of(tokens), total // T, T)
+    ranks = [DataLoader(stream_of(tokens), B, T, rank, world) for rank in range(world)]
+    for _ in range(12):  # past the epoch's end
         x, y = one.next_batch()
         rows = []
         for _ in range(total // (B * T * world)):
@@ -31,7 +31,20 @@ def test_slices_are_disjoint():
     assert sorted(taken) == list(range(32))
 
 
-def test_rank_0_alone_is_the_master():
-    cpu = torch.device("cpu")
-    assert Ranks(cpu).master_process and Ranks(cpu, True, 0, 0, 4).master_process
-    assert not Ranks(cpu, True, 1, 1, 4).master_process
+def test_one_plain_process_is_rank_0_of_1(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert init_ranks("cpu") == Ranks(torch.device("cpu"), False, 0, 0, 1)
+
+
+def test_batch_must_divide_by_the_ranks_too():
+    config = parse_args(["--B", "64", "--T", "1024", "--total-batch-size", "524288"])
+    assert check_config(config, 8) == 1
+    with pytest.raises(UserError, match="64 x 1024 x 3 = 196608: try 589824"):
+        check_config(config, 3)
+
+
+@pytest.mark.slow
+def test_two_processes_start(tmp_path):
+    done = start("train_gpt2.py", *TINY, "--max-steps", 1, "--data", write_data(tmp_path / "data"),
+                 "--out-dir", tmp_path / "run", ranks=2)
+    assert done.returncode == 0, done.stderr

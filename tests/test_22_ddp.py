@@ -2,13 +2,23 @@
 
 import copy
 import os
-import socket
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 import torch
-import torch.multiprocessing as mp
-from helpers import CPU, lively_gpt, no_scaler, stream_of, text_tokens
+from helpers import (
+    CPU,
+    TINY,
+    free_port,
+    lively_gpt,
+    no_scaler,
+    start,
+    stream_of,
+    text_tokens,
+    together,
+    write_data,
+)
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from train_gpt2 import (
@@ -40,13 +50,10 @@ def one_rank(rank, world, port, folder):
     accumulate_gradients(local, loader, 4, Ranks(torch.device("cpu")), torch.float32, no_scaler())
     torch.save({"loss": loss, "grad": flat_gradient(raw_model), "local": flat_gradient(local),
                 "world": sum_over_ranks(torch.ones(1), ranks)}, f"{folder}/{rank}.pt")
+    # in this order, or torch may wait for gloo's threads, and these for Python's lock, for ever
+    torch.distributed.barrier()
+    del model
     torch.distributed.destroy_process_group()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def take_turns(rank, world, port, folder):
@@ -63,13 +70,14 @@ def take_turns(rank, world, port, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_one_rank_downloads_and_the_others_wait(tmp_path):
-    mp.spawn(take_turns, args=(2, free_port(), str(tmp_path)), nprocs=2)
+    together(take_turns, 2, free_port(), str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["by 0", "downloaded"]
 
 
 def test_two_processes_and_four_micro_steps_equal_one_process(tmp_path):
-    mp.spawn(one_rank, args=(2, free_port(), str(tmp_path)), nprocs=2)
+    together(one_rank, 2, free_port(), str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
 
     model = lively_gpt()
@@ -103,3 +111,22 @@ def test_gradients_are_synchronised_once_and_it_is_said_before_the_forward_pass(
         accumulate_gradients(Watched(), loader, 4, Ranks(torch.device("cpu"), ddp=True),
                              torch.float32, no_scaler())
     assert said == [False, False, False, True]
+
+
+def test_rank_0_alone_is_the_master():
+    cpu = torch.device("cpu")
+    assert Ranks(cpu).master_process and Ranks(cpu, True, 0, 0, 4).master_process
+    assert not Ranks(cpu, True, 1, 1, 4).master_process
+
+
+@pytest.mark.slow
+def test_two_processes_print_what_one_prints(tmp_path):
+    """The loop under two ranks: one of them speaks, and its losses are one process's."""
+    flags, said = [*TINY, "--max-steps", 3, "--data", write_data(tmp_path / "data")], {}
+    for ranks in None, 2:
+        done = start("train_gpt2.py", *flags, "--out-dir", tmp_path / str(ranks), ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        said[ranks] = [line.split(" | ")[1] for line in done.stdout.splitlines() if "loss" in line]
+    assert len(said[None]) == len(said[2]) == 3
+    for one, two in zip(said[None], said[2], strict=True):
+        assert float(one.split()[1]) == pytest.approx(float(two.split()[1]), abs=2e-4)

@@ -31,20 +31,6 @@ def test_functions_fit_on_a_screen(name):
             assert node.end_lineno - node.lineno < 60, f"{name}: {node.name}"
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_text_is_opened_with_an_encoding(name):
-    """What a Windows machine with another code page would read wrong."""
-    for node in ast.walk(ast.parse(read(name))):
-        if not isinstance(node, ast.Call):
-            continue
-        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(
-            node.func, "id", "")
-        binary = any(isinstance(a, ast.Constant) and "b" in str(a.value) for a in node.args[1:2])
-        if called in ("read_text", "write_text") or called == "open" and isinstance(
-                node.func, ast.Name) and not binary:
-            assert "encoding" in {k.arg for k in node.keywords}, f"{name} line {node.lineno}"
-
-
 def test_ci_runs_what_the_readme_says():
     readme, script = read("README.md"), read(".ci/run")
     assert "    pip install -e . && python train_gpt2.py laptop\n" in readme

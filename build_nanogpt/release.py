@@ -1,0 +1,136 @@
+"""A version of the lecture: a tag lecture-vX.Y.Z that never moves, and the changelog's part of it.
+"""
+
+import calendar
+import os
+import re
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from build_nanogpt.build import (
+    build_series,
+    describe,
+    fast_import,
+    import_tag,
+    plan,
+    publish,
+    read_refs,
+)
+from build_nanogpt.check import check_aloud, load_trees
+from build_nanogpt.export import differs, top_files
+from build_nanogpt.git import ROOT, Repository, Scratch, bare_tree, diff_patch, empty_tree
+from build_nanogpt.series import parse_patch, read_series, tag_of
+from common import UserError
+
+RELEASE = re.compile(r"refs/tags/lecture-v(\d+)\.(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True)
+class Config:
+    version: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="X.Y.Z")] = ""
+    """MAJOR: steps renumbered, other result; MINOR: other numbers, new steps; PATCH: errata"""
+
+
+def last_release(repository):
+    """((X, Y, Z), commit) of the greatest release; None if there is none."""
+    found = [(tuple(map(int, match.groups())), ref.commit)
+             for name, ref in read_refs(repository).items() if (match := RELEASE.fullmatch(name))]
+    return max(found, default=None)
+
+
+def check_version(version, last):
+    """Raises UserError unless `version` is X.Y.Z and greater than the last."""
+    match = re.fullmatch(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)", version)
+    if not match:
+        raise UserError(f"the version {version!r} is not X.Y.Z, as in release 1.0.0")
+    if last and tuple(map(int, match.groups())) <= last[0]:
+        raise UserError(f"the version {version} is not greater than the last, "
+                        f"lecture-v{'.'.join(map(str, last[0]))}, and releases never move")
+
+
+def changelog_part(root, version):
+    """(text, seconds since 1970) of a version in CHANGELOG.md. Raises UserError if it has none."""
+    path = Path(root) / "CHANGELOG.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    name = re.escape(version)
+    head = rf"^## (?:\[{name}\]|{name}) - (\d{{4}}-\d\d-\d\d) *$"
+    match = re.search(rf"{head}(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    if not match:
+        raise UserError(f"CHANGELOG.md has no heading '## {version} - YYYY-MM-DD': write it")
+    try:
+        date = datetime.strptime(match[1], "%Y-%m-%d")
+    except ValueError:
+        raise UserError(f"CHANGELOG.md, version {version}: there is no day {match[1]}") from None
+    return match[2], calendar.timegm(date.timetuple())
+
+
+def check_clean(repository, top):
+    """Raises UserError for what is not committed, or a top-level file that is not the last step's.
+    """
+    changed = repository.changed(["steps", "CHANGELOG.md", *top])
+    if changed:
+        raise UserError(f"{changed[0]} has changes that are not committed: commit them first")
+    for path, (mode, data) in top.items():
+        if differs(repository.root / path, mode, data):
+            raise UserError(f"{path} is not the last step's: mend the step (edit the branch "
+                            "lecture, then export), or the file")
+
+
+def step_changes(scratch, trees):
+    """What each step does to each file, from the ids of all steps' trees."""
+    bare = [empty_tree(scratch), *(bare_tree(scratch, tree) for tree in trees)]
+    return [parse_patch(diff_patch(scratch, old, new))
+            for old, new in zip(bare, bare[1:], strict=False)]
+
+
+def changed_steps(scratch, repository, last, trees):
+    """Tags of the steps whose lines are others than in the last release."""
+    if last is None:
+        return []
+    said = repository.git("log", "--reverse", "--first-parent", "--format=%T", last[1])
+    before, after = (step_changes(scratch, t) for t in (said.decode().split(), trees))
+    n = max(len(before), len(after))
+    before, after = (changes + [None] * (n - len(changes)) for changes in (before, after))
+    return [tag_of(i) for i in range(n) if before[i] != after[i]]
+
+
+def check_changelog(version, part, tip, changed):
+    """Raises UserError unless the changelog's part holds the tip and names the changed steps."""
+    if f"lecture tip `{tip}`" not in part:
+        raise UserError(f"CHANGELOG.md's part {version} does not hold the line: lecture tip "
+                        f"`{tip}`")
+    missing = [tag for tag in changed if not re.search(rf"\b{tag}\b", part)]
+    if missing:
+        raise UserError(f"CHANGELOG.md's part {version} does not name {', '.join(missing)}, whose "
+                        "lines changed since the last release: say what changed")
+
+
+def main(config, root=ROOT):
+    """Check everything, build, and tag the lecture's tip as lecture-vX.Y.Z."""
+    repository, steps = Repository(root), read_series(root)
+    last = last_release(repository)
+    check_version(config.version, last)
+    part, date = changelog_part(root, config.version)
+    with Scratch(repository.object_format, repository.objects) as scratch:
+        built = build_series(scratch, steps)
+        trees, error = load_trees(steps)
+        if error:
+            raise error
+        check_clean(repository, top_files(trees[-1]))
+        tip = built.commits[-1]
+        check_changelog(config.version, part, tip,
+                        changed_steps(scratch, repository, last, built.trees))
+        plan(repository, built)  # what it refuses, it refuses before the long check
+        if not check_aloud(steps, None, False, False, os.cpu_count() or 1):
+            raise UserError("nothing is released: steps failed the check")
+        name = f"lecture-v{config.version}"
+        tag = import_tag(name, tip, date, f"lecture {config.version}")
+        built = replace(built, refs=fast_import(scratch, tag))
+        changes = publish(scratch, repository, built)
+    print(describe(changes, built))
+    print(f"{name} is {tip}. Push it:\n    git push --force origin lecture 'refs/tags/step-*'\n"
+          f"    git push origin {name}")

@@ -1,0 +1,196 @@
+"""A checkpoint is whole or absent, and holds all that training needs to go on to the bit."""
+
+import time
+
+import pytest
+import torch
+from helpers import (
+    CPU,
+    TINY,
+    lively_gpt,
+    main_here,
+    no_scaler,
+    start,
+    stream_of,
+    text_tokens,
+    update,
+    write_shards,
+)
+
+import train_gpt2
+from common import whole
+from train_gpt2 import GPT, DataLoader, configure_optimizer, save_curves
+
+
+def training(model):
+    optimizer = configure_optimizer(model, 0.1, 1e-3)
+    loader = DataLoader(stream_of(text_tokens(5000)), 4, 16)
+    return optimizer, loader, lambda n: [update(model, loader, optimizer, 1e-3, steps=2)
+                                         for _ in range(n)]
+
+
+def test_state_holds_all_that_training_needs(tmp_path):
+    """Put together again from the folder alone, the next steps are the same to the bit."""
+    config = train_gpt2.parse_args(TINY)
+    model = lively_gpt()
+    optimizer, loader, steps = training(model)
+    steps(3)
+    train_gpt2.save_checkpoint(tmp_path / "c", model, optimizer, no_scaler(), 3, loader.position,
+                               config)
+    drawn = torch.rand(5)
+    expected = steps(3)
+
+    state = torch.load(tmp_path / "c" / "state.pt", weights_only=True)
+    assert state["step"] == 3 and state["config"]["n_embd"] == 32
+    model = GPT.from_pretrained(tmp_path / "c")
+    optimizer, loader, steps = training(model)
+    optimizer.load_state_dict(state["optimizer"])
+    loader.position = state["position"]
+    assert steps(3) == expected
+    torch.set_rng_state(state["rng"])
+    assert torch.equal(torch.rand(5), drawn)
+
+
+def test_the_scaler_is_saved_too(tmp_path):
+    """float16's loss scale is found in hundreds of steps: it must not begin anew."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**7)
+    model = lively_gpt()
+    optimizer, loader, steps = training(model)
+    steps(1)
+    scaler.scale(torch.ones(()))  # it makes its tensors when first used
+    train_gpt2.save_checkpoint(tmp_path / "c", model, optimizer, scaler, 1, loader.position,
+                               train_gpt2.parse_args(TINY))
+    state = torch.load(tmp_path / "c" / "state.pt", weights_only=True)
+    assert state["scaler"] == scaler.state_dict() and state["scaler"]["scale"] == 2.0**7
+
+
+def test_a_run_goes_on_to_the_bit_from_its_folder(tmp_path, monkeypatch):
+    """Three steps from checkpoint 2 by hand: the losses that the run itself logged."""
+    data = write_shards(tmp_path / "shards")
+    main_here(monkeypatch, *TINY, "--data", data, "--out-dir", tmp_path / "run", "--max-steps", 5,
+              "--checkpoint-every", 2, "--val-tokens", 512, "--sample-tokens", 0)
+    state = torch.load(tmp_path / "run" / "checkpoint_000002" / "state.pt", weights_only=True)
+    model = GPT.from_pretrained(tmp_path / "run" / "checkpoint_000002")
+    config = train_gpt2.parse_args([*TINY, "--data", str(data)])
+    optimizer = configure_optimizer(model, config.weight_decay, config.max_lr)
+    optimizer.load_state_dict(state["optimizer"])
+    train, _ = train_gpt2.load_data(config)
+    loader = DataLoader(train, config.B, config.T, position=state["position"])
+    losses = [update(model, loader, optimizer, steps=2, lr=train_gpt2.get_lr(
+        step, config.max_lr, config.final_lr, config.warmup_steps, 5))[0] for step in (2, 3, 4)]
+    log = train_gpt2.read_log(tmp_path / "run" / "log.txt")
+    assert log["train"][1][2:] == losses
+    assert state["step"] == 2 and state["position"] == 2 * 512
+    last = GPT.from_pretrained(tmp_path / "run" / "checkpoint_000005")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(last.state_dict()[name], tensor), name
+
+
+def test_compiled_or_wrapped_the_names_are_plain(tmp_path):
+    """The module itself is saved: no `_orig_mod.` or `module.` in the names, under two ranks."""
+    folder = write_shards(tmp_path / "shards")
+    done = start("train_gpt2.py", *TINY, "--data", folder, "--out-dir", tmp_path / "run",
+                 "--max-steps", 4, "--checkpoint-every", 2, "--eval-every", 4, "--sample-tokens",
+                 0, ranks=2)
+    assert done.returncode == 0, done.stderr
+    folders = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert folders == ["checkpoint_000002", "checkpoint_000004", "curves.png", "log.txt"]
+    for name in folders[:2]:
+        files = sorted(path.name for path in (tmp_path / "run" / name).iterdir())
+        assert files == ["config.json", "model.safetensors", "state.pt"]
+    model = GPT.from_pretrained(tmp_path / "run" / "checkpoint_000004")
+    # the logged validation loss is this model's
+    config = train_gpt2.parse_args([*TINY, "--data", str(folder)])
+    _, val = train_gpt2.load_data(config)
+    loss = train_gpt2.validate(model, val, config.val_tokens, 8, 32, CPU, torch.float32)
+    log = train_gpt2.read_log(tmp_path / "run" / "log.txt")
+    assert log["val"][1][-1] == pytest.approx(loss, abs=1e-6)
+
+
+def test_whole_or_absent(tmp_path):
+    """A file or folder appears when the block ends; an error leaves what was there before."""
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "part").write_text("old")
+    for error in True, False:
+        for name in "file", "folder":
+            try:
+                with whole(tmp_path / name) as path:
+                    if name == "folder":
+                        path.mkdir()
+                        path = path / "part"
+                    path.write_text("new")
+                    if error:
+                        raise RuntimeError
+            except RuntimeError:
+                pass
+        text = "old" if error else "new"
+        assert (tmp_path / "file").read_text() == text
+        assert (tmp_path / "folder" / "part").read_text() == text
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+    """A half-written folder of an earlier process does not mix with the new one's files."""
+    (tmp_path / ".folder.tmp").mkdir()
+    (tmp_path / ".folder.tmp" / "half").write_text("old")
+    with whole(tmp_path / "folder") as path:
+        path.mkdir()
+        (path / "part").write_text("new")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["part"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("fails", ["weights", "state"])
+def test_half_a_checkpoint_is_none(fails, tmp_path, monkeypatch):
+    """The disk is full while the weights or the state are written: no folder of this step."""
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*{"weights": (train_gpt2, "save_file"), "state": (torch, "save")}[fails],
+                        full)
+    model = lively_gpt()
+    optimizer, loader, _ = training(model)
+    with pytest.raises(OSError, match="No space"):
+        train_gpt2.save_checkpoint(tmp_path / "c", model, optimizer, no_scaler(), 3,
+                                   loader.position, train_gpt2.parse_args(TINY))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_picture_is_whole_or_absent(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    log = train_gpt2.Log(tmp_path / "log.txt", master_process=True)
+    log.note(config={"vocab_size": 257, "hellaswag": "none"})
+
+    def half(figure, path, **kwargs):
+        with open(path, "wb") as file:
+            file.write(b"half a picture")
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="No space"):
+        save_curves(log.path, tmp_path / "curves.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+
+
+def test_dt_is_training_alone(tmp_path, monkeypatch, capsys):
+    """By a clock that stands still but for 1 s a training step and 1,000 s an evaluation."""
+    clock = [0.0]
+
+    def advancing(function, seconds):
+        def call(*args, **kwargs):
+            clock[0] += seconds
+            return function(*args, **kwargs)
+        return call
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(train_gpt2, "train_step", advancing(train_gpt2.train_step, 1.0))
+    monkeypatch.setattr(train_gpt2, "validate", advancing(train_gpt2.validate, 1000.0))
+    monkeypatch.setattr(train_gpt2, "save_checkpoint", advancing(lambda *args: None, 500.0))
+    main_here(monkeypatch, *TINY, "--data", write_shards(tmp_path / "shards"), "--out-dir",
+              tmp_path / "run", "--max-steps", 4, "--eval-every", 2, "--checkpoint-every", 1,
+              "--val-tokens", 512, "--sample-tokens", 0)
+    said = capsys.readouterr().out
+    assert said.count("| dt 1000 ms | 512 tok/sec") == 4
+    assert said.count("evaluated in 1000.0 s") == 3

@@ -1,0 +1,134 @@
+"""release tags what is checked, committed and described, and nothing else."""
+
+import lecture_helpers as lecture
+import pytest
+from lecture_helpers import commit, git, refs
+
+from build_nanogpt import build, release
+from common import UserError
+
+HEAD = "# Changelog\n\n## Unreleased\n\n"
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = lecture.new_repository(tmp_path / "clone")
+    build.main(build.Config(), root)
+    write_changelog(root, f"## 1.0.0 - 2026-01-02\n\nlecture tip `{tip(root)}`\n")
+    return root
+
+
+def tip(root):
+    return git(root, "rev-parse", "lecture").strip()
+
+
+def write_changelog(root, text):
+    (root / "CHANGELOG.md").write_bytes((HEAD + text).encode())
+    commit(root, "changelog")
+
+
+def run_release(root, version="1.0.0"):
+    release.main(release.Config(version), root)
+
+
+def refuse(root, words, version="1.0.0"):
+    before = refs(root)
+    with pytest.raises(UserError, match=words) as said:
+        run_release(root, version)
+    assert "\n" not in str(said.value) and refs(root) == before
+
+
+def new_series(root, old, new):
+    """Replace text in every step's program, steps/ and the top; commit."""
+    trees = [{path: text.replace(old, new) if path == "train_gpt2.py" else text
+              for path, text in files.items()} for files in lecture.small_lecture()]
+    lecture.write_steps(root, trees)
+    (root / "train_gpt2.py").write_bytes(trees[-1]["train_gpt2.py"].encode())
+    commit(root, "mended")
+
+
+def test_a_release(root, tmp_path, capsys):
+    run_release(root)
+    said = capsys.readouterr().out
+    assert "4 steps checked: all are well\n" in said
+    assert said.endswith(f"lecture-v1.0.0 is {tip(root)}. Push it:\n    git push --force origin "
+                         "lecture 'refs/tags/step-*'\n    git push origin lecture-v1.0.0\n")
+    assert git(root, "rev-parse", "lecture-v1.0.0^{}").strip() == tip(root)
+    assert git(root, "for-each-ref", "--format=%(taggername) %(taggerdate:iso-strict) %(subject)",
+               "refs/tags/lecture-v1.0.0") == (
+        "build_nanogpt 2026-01-02T00:00:00+00:00 lecture 1.0.0\n")
+    other = tmp_path / "other"  # another clone, not built yet, gets the same id
+    git(tmp_path, "clone", "-q", "--no-tags", "--single-branch", str(root), str(other))
+    run_release(other)
+    assert refs(other, "refs/tags") == refs(root, "refs/tags")
+
+
+@pytest.mark.parametrize("version", ["", "1.0", "v1.0.0", "1.0.0a", "01.0.0"])
+def test_versions(root, version):
+    refuse(root, "is not X.Y.Z", version)
+
+
+def test_versions_grow_and_never_move(root):
+    run_release(root)
+    refuse(root, "1.0.0 is not greater than the last, lecture-v1.0.0", "1.0.0")
+    refuse(root, "0.9.9 is not greater than the last, lecture-v1.0.0", "0.9.9")
+
+
+def test_what_is_not_committed(root):
+    for path in "CHANGELOG.md", "train_gpt2.py", "steps/01-add.md":
+        with open(root / path, "a", encoding="utf-8") as file:
+            file.write("\n")
+        refuse(root, f"{path} has changes that are not committed")
+        git(root, "checkout", "-q", path)
+    (root / "notes.txt").write_text("mine\n")
+    run_release(root)
+
+
+def test_the_top_is_the_last_step(root):
+    with open(root / "train_gpt2.py", "a", encoding="utf-8") as file:
+        file.write("# more\n")
+    commit(root, "more")
+    refuse(root, "train_gpt2.py is not the last step's")
+
+
+def test_the_changelog(root):
+    right = tip(root)
+    for text, words in [
+            ("", "no heading '## 1.0.0 - YYYY-MM-DD'"),
+            (f"## 1.0.0\n\nlecture tip `{right}`\n", "no heading"),
+            (f"## 1.0.0 - 2026-02-30\n\nlecture tip `{right}`\n", "there is no day 2026-02-30"),
+            (f"## 1.0.0 - 2026-01-02\n\n## 0.9.0 - 2026-01-01\n\nlecture tip `{right}`\n",
+             f"does not hold the line: lecture tip `{right}`"),
+            (f"## 1.0.0 - 2026-01-02\n\nlecture tip `{'0' * 40}`\n", "does not hold the line")]:
+        write_changelog(root, text)
+        refuse(root, words)
+    write_changelog(root, f"## [1.0.0] - 2026-01-02\n\nlecture tip `{right}`\n")
+    run_release(root)
+
+
+def test_changed_steps_are_named(root):
+    run_release(root)
+    new_series(root, "return a + b", "return b + a")
+    build.main(build.Config(), root)
+    part = f"## 1.0.1 - 2026-01-03\n\nlecture tip `{tip(root)}`\n"
+    write_changelog(root, part)
+    refuse(root, "part 1.0.1 does not name step-01, whose lines changed", "1.0.1")
+    write_changelog(root, f"{part}- `step-01`: the other way round\n")
+    run_release(root, "1.0.1")
+    assert {"refs/tags/lecture-v1.0.0", "refs/tags/lecture-v1.0.1"} <= refs(root).keys()
+    assert git(root, "rev-parse", "lecture-v1.0.1^{}").strip() == tip(root)
+
+
+def test_a_failing_check(root, capsys):
+    new_series(root, "return a + b", "return a - b")
+    build.main(build.Config(), root)
+    write_changelog(root, f"## 1.0.0 - 2026-01-02\n\nlecture tip `{tip(root)}`\n")
+    refuse(root, "nothing is released: steps failed the check")
+    assert "3 of 4 steps failed: step-01, step-02, step-03" in capsys.readouterr().out
+
+
+def test_a_branch_with_other_work(root, monkeypatch):
+    """It is refused before the check, which takes minutes."""
+    monkeypatch.setattr(release, "check_aloud", None)
+    git(root, "branch", "-f", "lecture", "main")
+    refuse(root, "lecture holds commits that are not in steps/")
