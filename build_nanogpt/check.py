@@ -18,7 +18,7 @@ from build_nanogpt.reuse import key_of
 from build_nanogpt.series import BORN, SECTIONS, read_series, tag_of
 from common import UserError
 
-CHUNK = 6  # test files in one process: more share fixtures, fewer keep all cores busy
+CHUNK = 24  # test files in one process: more share fixtures, fewer keep all cores busy
 TEST_LIMIT = 300  # seconds of one test, after which it is taken to hang
 RUN_LIMIT = 60  # seconds of a lesson's commands
 BROKEN = (3, 4)  # pytest's exit status for an error of its own, and for a wrong option
@@ -170,7 +170,8 @@ class Plan:
         """{test file: task} for a step; only what is not known yet becomes a task."""
         tree, answers, new = self.trees[step.number], {}, {"": [], "not slow": []}
         for file in files:
-            marks = "not slow" if self.quick and file not in step.born else ""
+            again = file not in step.born and step is not self.steps[-1]
+            marks = "not slow" if self.quick and again else ""
             key = (file, marks, key_of(file, tree) or step.tag)
             answers[file] = self.known.get(key)
             if answers[file] is None:
@@ -289,7 +290,7 @@ def check_series(steps, numbers=None, run=False, latest_only=False, jobs=2, repo
     """Check the steps with these numbers, all if None; `report` is called with each Result in
     order, as soon as it is known. Returns the list of Results.
 
-    quick: tests marked slow run in the step that bears them, and not again in the later ones.
+    quick: tests marked slow run in the step that bears them and in the last, not in between.
     A patch that does not apply is the failure of its step, and the last Result.
     """
     trees, error = load_trees(steps)
@@ -340,7 +341,7 @@ def summary(results):
     return f"{len(results)} steps checked: all are well"
 
 
-def check_aloud(steps, numbers, run, latest_only, jobs):
+def check_aloud(steps, numbers, run, latest_only, jobs, quick=False):
     """check_series with a progress bar and a line a step. Returns True if all is well."""
     width = max(len(step.lesson.title) for step in steps)
     with tqdm(total=len(numbers or steps), disable=None, leave=False, unit="step") as bar:
@@ -350,7 +351,7 @@ def check_aloud(steps, numbers, run, latest_only, jobs):
             sys.stdout.flush()
             bar.update()
 
-        results = check_series(steps, numbers, run, latest_only, jobs, report)
+        results = check_series(steps, numbers, run, latest_only, jobs, report, quick)
     print(summary(results))
     return all(result.ok for result in results)
 

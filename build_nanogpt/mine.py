@@ -1,16 +1,20 @@
 """A follower's own train_gpt2.py, held against the tests of a step."""
 
 import shlex
+import time
 from pathlib import Path
 
 from build_nanogpt.check import BROKEN, chunks, count, load_trees, test_files, tests_task
 from build_nanogpt.contents import tag_here
 from build_nanogpt.git import Repository
 from build_nanogpt.pool import Pool, slow_imports
+from build_nanogpt.reuse import key_of
 from common import UserError
 
 PROGRAM = "train_gpt2.py"
 PATIENCE = 60  # seconds of one test: a mistake may be a loop that never ends
+HURRY = 15  # seconds after which no more of the earlier steps' tests are awaited
+LOT = 8  # test files in one process
 ENOUGH = 5  # failures of earlier steps' tests to show
 
 
@@ -49,12 +53,15 @@ def syntax_error(source, name):
 
 
 def plan_tasks(step, tree, jobs):
-    """Tasks: the import, the tests born in the step, then those of earlier steps in small lots."""
-    earlier = [file for file in test_files(tree) if file not in step.born]
-    size = max(1, min(6, -(-len(earlier) // (2 * jobs))))
+    """Tasks: the import, the tests born in the step, then those of earlier steps, newest first,
+    but for the ones that cannot touch the program: they are about the other scripts."""
+    without = tree | {PROGRAM: (tree[PROGRAM][0], b"")}
+    earlier = [file for file in test_files(tree) if file not in step.born
+               and (key_of(file, tree) is None or key_of(file, tree) != key_of(file, without))]
     born = [tests_task([file], limit=PATIENCE) for file in step.born]
     return ([{"kind": "imports", "scripts": [PROGRAM]}, *born],
-            [tests_task(lot, ENOUGH, "not slow", limit=PATIENCE) for lot in chunks(earlier, size)])
+            [tests_task(lot, ENOUGH, "not slow", limit=PATIENCE)
+             for lot in chunks(earlier[::-1], LOT)])
 
 
 class Tally:
@@ -62,6 +69,7 @@ class Tally:
 
     def __init__(self, step):
         self.step, self.left_out, self.broken = step, 0, []
+        self.unreached = 0  # test files
         self.passed = {True: 0, False: 0}  # by: born in this step?
         self.skipped = {True: 0, False: 0}
         self.failed = {True: {}, False: {}}
@@ -113,6 +121,8 @@ def verdict(tally):
     skipped = sum(tally.skipped.values())
     more = [f"{skipped} skipped here"] * bool(skipped)
     more += [f"slow tests of earlier steps left out: {tally.left_out}"] * bool(tally.left_out)
+    more += [f"files of earlier steps' tests not reached in {HURRY} s: {tally.unreached}"
+             ] * bool(tally.unreached)
     more = f" ({'; '.join(more)})" if more else ""
     if tally.broken:
         return f"{tag} is not done: the file does not import."
@@ -147,10 +157,15 @@ def run_tests(step, tree, modules, jobs):
     """Run what --mine asks for, no longer than there is something to learn. Returns a Tally."""
     first, later = plan_tasks(step, tree, jobs)
     tasks, tally, waiting = first + later, Tally(step), len(first)
+    began, left = time.monotonic(), set(range(len(tasks)))
     with Pool(modules, jobs) as pool:
         for number, answer in pool.run([(tree, task) for task in tasks]):
             tally.add(number < len(first), tasks[number], answer)
             waiting -= number < len(first)
+            left.discard(number)
+            if not waiting and time.monotonic() - began > HURRY:
+                tally.unreached = sum(len(tasks[n]["files"]) for n in left)
+                break
             if tally.broken or not waiting and (
                     tally.failed[True] or len(tally.failed[False]) >= ENOUGH):
                 break

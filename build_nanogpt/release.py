@@ -125,7 +125,7 @@ def main(config, root=ROOT):
         check_changelog(config.version, part, tip,
                         changed_steps(scratch, repository, last, built.trees))
         plan(repository, built)  # what it refuses, it refuses before the long check
-        if not check_aloud(steps, None, False, False, os.cpu_count() or 1):
+        if not check_aloud(steps, None, False, False, os.cpu_count() or 1, quick=True):
             raise UserError("nothing is released: steps failed the check")
         name = f"lecture-v{config.version}"
         tag = import_tag(name, tip, date, f"lecture {config.version}")

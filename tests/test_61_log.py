@@ -3,6 +3,7 @@
 import re
 
 import torch
+import pytest
 from helpers import (
     CPU,
     TINY,
@@ -41,6 +42,7 @@ def test_other_ranks_do_not_write(tmp_path):
     assert not (tmp_path / "log.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_run_logs_what_it_prints(tmp_path):
     """Every step's loss and every evaluation, once, to more digits than are printed."""
     path = write_jsonl(tmp_path / "h.jsonl", four_endings(4))

@@ -64,6 +64,7 @@ def test_the_scaler_is_saved_too(tmp_path):
     assert state["scaler"] == scaler.state_dict() and state["scaler"]["scale"] == 2.0**7
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_bit_from_its_folder(tmp_path, monkeypatch):
     """Three steps from checkpoint 2 by hand: the losses that the run itself logged."""
     data = write_shards(tmp_path / "shards")
@@ -86,6 +87,7 @@ def test_a_run_goes_on_to_the_bit_from_its_folder(tmp_path, monkeypatch):
         assert torch.equal(last.state_dict()[name], tensor), name
 
 
+@pytest.mark.slow
 def test_compiled_or_wrapped_the_names_are_plain(tmp_path):
     """The module itself is saved: no `_orig_mod.` or `module.` in the names, under two ranks."""
     folder = write_shards(tmp_path / "shards")

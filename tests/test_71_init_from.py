@@ -39,6 +39,7 @@ def test_without_a_folder_they_are_random_from_the_seed():
     assert (c.block_size, c.vocab_size, c.n_layer, c.n_head, c.n_embd) == (48, 257, 3, 2, 32)
 
 
+@pytest.mark.slow
 def test_a_run_begins_where_another_ended(tmp_path, monkeypatch):
     """The first validation loss is the last one of the run before, and what it trains on is not."""
     data = write_shards(tmp_path / "shards")

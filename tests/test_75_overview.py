@@ -13,6 +13,7 @@ def overview(out):
     return dict((part.strip() for part in line.split("|", 1)) for line in lines if " | " in line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [None, 2])
 def test_the_rows_of_a_run(ranks, tmp_path):
     """Device, precision, network and vocabulary, once, whatever the number of processes."""

@@ -1,6 +1,7 @@
 """What the run will do is printed before its first step, and it does so."""
 
 import torch
+import pytest
 from helpers import CPU, TINY, lively_gpt, start, stream_of, text_tokens, write_shards
 
 import train_gpt2
@@ -12,6 +13,7 @@ def overview(out):
     return dict((part.strip() for part in line.split("|", 1)) for line in lines if " | " in line)
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_run(tmp_path):
     data = write_shards(tmp_path / "shards")
     done = start("train_gpt2.py", *TINY, "--data", data, "--out-dir", tmp_path / "run", "--shuffle",

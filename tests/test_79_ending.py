@@ -9,6 +9,7 @@ from helpers import TINY, main_here, start, write_shards
 import train_gpt2
 
 
+@pytest.mark.slow
 def test_every_path_it_names_is_there(tmp_path, monkeypatch, capsys):
     """Log, picture and the last checkpoint, which begins another run as the advice says."""
     flags = [*TINY, "--data", write_shards(tmp_path / "shards"), "--val-tokens", 512,
@@ -44,9 +45,9 @@ def test_hellaswag_is_for_gpt2s_tokens_alone(vocab_size, scored, capsys):
 @pytest.mark.slow
 def test_laptop_is_the_whole_job(tmp_path):
     """A few steps of it: data, training, evaluation, samples, log, picture, weights, advice."""
-    done = start("train_gpt2.py", "laptop", "--max-steps", 30, "--eval-every", 30, "--warmup-steps",
-                 5, "--sample-tokens", 20, "--hellaswag-limit", 40, "--out-dir", tmp_path / "run",
-                 "--device", "cpu")
+    done = start("train_gpt2.py", "laptop", "--val-tokens", 4096, "--max-steps", 30,
+                 "--eval-every", 30, "--warmup-steps", 5, "--sample-tokens", 20,
+                 "--hellaswag-limit", 40, "--out-dir", tmp_path / "run", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "validation" in done.stdout and "40 examples of heldout" in done.stdout
     assert done.stdout.count("sample 3: 'The ") + done.stdout.count('sample 3: "The ') == 2
