@@ -52,7 +52,7 @@ def syntax_error(source, name):
     return ""
 
 
-def plan_tasks(step, tree, jobs):
+def plan_tasks(step, tree):
     """Tasks: the import, the tests born in the step, then those of earlier steps, newest first,
     but for the ones that cannot touch the program: they are about the other scripts."""
     without = tree | {PROGRAM: (tree[PROGRAM][0], b"")}
@@ -153,9 +153,9 @@ def way_on(step, file):
            "theirs.py")
 
 
-def run_tests(step, tree, modules, jobs):
+def run_tests(step, original, tree, modules, jobs):
     """Run what --mine asks for, no longer than there is something to learn. Returns a Tally."""
-    first, later = plan_tasks(step, tree, jobs)
+    first, later = plan_tasks(step, original)
     tasks, tally, waiting = first + later, Tally(step), len(first)
     began, left = time.monotonic(), set(range(len(tasks)))
     with Pool(modules, jobs) as pool:
@@ -189,7 +189,7 @@ def check_mine(config, steps, jobs, root, cwd=None):
         tally.broken = [wrong]
     else:
         texts = [data for path, (_, data) in tree.items() if path.endswith(".py")]
-        tally = run_tests(step, tree, slow_imports(texts), jobs)
+        tally = run_tests(step, trees[step.number], tree, slow_imports(texts), jobs)
     lines = [f"{file}: {words}" for words in tally.broken]
     for failed in tally.failed[True], dict(list(tally.failed[False].items())[:ENOUGH]):
         for name, facts in failed.items() if not tally.broken else ():

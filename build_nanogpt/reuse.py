@@ -86,6 +86,7 @@ def closure(path, files):
 
 
 # The identifiers that start a script as a program, and with it what stands under its main guard.
+READING = {"read_text", "read_bytes", "open"}  # and with it the text of a script that is named
 STARTING = frozenset({"main", "runpy", "subprocess"})
 
 
@@ -105,15 +106,17 @@ def defined(node):
 
 
 def used(node):
-    """The identifiers in a piece of syntax, and its strings that could be one."""
-    found = set()
-    for part in ast.walk(node):
+    """The identifiers in a piece of syntax, and the words of its strings: tests hand code about in
+    them. Docstrings are not counted."""
+    parts, found = list(ast.walk(node)), set()
+    docs = {id(part.value) for part in parts if isinstance(part, ast.Expr)}
+    for part in parts:
         for field in "id", "attr", "arg", "name", "asname", "module":
             if isinstance(value := getattr(part, field, None), str):
                 found |= set(value.split("."))
-        if isinstance(part, ast.Constant) and isinstance(part.value, str):
-            found |= set(part.value.split(".")) if part.value.replace(".", "").isidentifier() else (
-                set())
+        if (isinstance(part, ast.Constant) and isinstance(part.value, str)
+                and id(part) not in docs):
+            found |= set(re.findall(r"\w+", part.value))
     return found
 
 
@@ -170,8 +173,10 @@ def key_of(path, files):
     if any(ALWAYS in files[file][1] for file in seen if file.startswith("tests/")):
         return None
     read = all(imported(files[file][1]) is not None for file in seen if file.endswith(".py"))
+    reads = imported(files[path][1]) is not None and used_in(files[path][1]) & READING
     parts = [file for file in seen if read and file.endswith(".py") and file != path
-             and not file.endswith("conftest.py")]
+             and not file.endswith("conftest.py")
+             and not (reads and file.encode() in words(files[path][1]))]
     whole = [file for file in seen if file not in parts]
     digest = hashlib.sha256()
     for file in sorted(whole):

@@ -133,7 +133,7 @@ def test_a_process_that_dies_is_a_failure(tmp_path):
         "import os\n\n\ndef test_dies():\n    os.kill(os.getpid(), 9)\n")
     failures = check_trees(tmp_path, trees)["step-01"].failures
     words = "tests/test_01_add.py: its process ended with signal 9: tests/test_01_add.py"
-    assert [words in failure for failure in failures] == [False, True]
+    assert any(words in failure for failure in failures)
 
 
 def test_a_file_that_cannot_be_collected_hides_no_other(tmp_path):
@@ -241,13 +241,13 @@ def test_results_are_taken_over_where_nothing_changed(tmp_path):
     lecture.write_steps(tmp_path, trees[:3])
     steps = read_series(tmp_path)
     files, _ = check.load_trees(steps)
-    plan = check.Plan(steps, files, False, False)
+    plan = check.Plan(steps, files, False, False, False)
     for step in steps:
         plan.add_step(step)
     ran = [[tree is files[0], task["files"]] for tree, task in plan.tasks
            if task["kind"] == "tests" and task["maxfail"] == 0]
     assert ran == [[True, ["tests/test_00_imports.py"]],
-                   [False, ["tests/test_00_imports.py", "tests/test_01_add.py"]],
+                   [False, ["tests/test_01_add.py"]],  # the other uses the docstring alone
                    [False, ["tests/test_02_output.py"]]]
     results = check.check_series(steps)
     assert [result.tests for result in results] == [1, 2, 3] and all(r.ok for r in results)
