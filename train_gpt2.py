@@ -262,8 +262,7 @@ def load_transformers_gpt2(name_or_folder):
     if not is_folder and name not in PRETRAINED:
         raise UserError(f"no model {name}: choose {', '.join(PRETRAINED)}, or an existing folder "
                         "with config.json and model.safetensors")
-    if is_folder:
-        check_gpt2_config(Path(name) / "config.json")
+    config = read_gpt2_config(Path(name) / "config.json") if is_folder else None
     from transformers import GPT2LMHeadModel
     from transformers.utils import logging
 
@@ -274,7 +273,7 @@ def load_transformers_gpt2(name_or_folder):
                        "model.safetensors, whole and of the shapes in its config.json"):
         hf, info = GPT2LMHeadModel.from_pretrained(
             name, local_files_only=is_folder or hub_offline(name), use_safetensors=True,
-            dtype=torch.float32, output_loading_info=True)
+            dtype=torch.float32, output_loading_info=True, config=config)
     absent = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
     if absent:  # transformers would go on with random numbers in their place
         raise UserError(f"{name} lacks weights of its config.json, {absent[0]} for one: "
@@ -286,10 +285,13 @@ def load_transformers_gpt2(name_or_folder):
 GPT2_IS = dict(
     model_type="gpt2", activation_function="gelu_new", layer_norm_epsilon=1e-5, n_inner=None,
     tie_word_embeddings=True, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+GPT2_SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 
 
-def check_gpt2_config(path):
-    """Refuse a config.json that is missing, broken, or describes another network than ours."""
+def read_gpt2_config(path):
+    """transformers' configuration with the sizes in a config.json, and nothing else of it: what a
+    stranger's file may tell transformers to fetch and to run is left out. Raises UserError for a
+    file that is missing, broken, or describes another network than ours."""
     try:
         config = {"model_type": None, **json.loads(path.read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError) as error:
@@ -299,6 +301,13 @@ def check_gpt2_config(path):
         if config.get(key, value) != value:
             raise UserError(f"{path} says {key} = {config[key]}, and the network here has {value}: "
                             "name a GPT-2")
+    sizes = {key: config[key] for key in GPT2_SIZES if key in config}
+    for key, value in sizes.items():
+        if type(value) is not int or not 1 <= value <= 10**6:
+            raise UserError(f"{path} says {key} = {value!r}: name a GPT-2")
+    from transformers import GPT2Config
+
+    return GPT2Config(**sizes)
 
 
 # -----------------------------------------------------------------------------
@@ -928,15 +937,20 @@ class Log:
 def read_log(path):
     """{"train": (steps, values), "val": ..., "hella": ..., "run": header} of a log's last run."""
     found = {"train": ([], []), "val": ([], []), "hella": ([], []), "run": {}}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        if line.startswith("# "):
-            facts = json.loads(line[2:])
-            if "config" in facts:  # a new run in the same folder
-                found = {kind: ([], []) for kind in ("train", "val", "hella")} | {"run": facts}
-        elif not line.startswith("#"):
-            step, kind, value = line.split()
-            found[kind][0].append(int(step))
-            found[kind][1].append(float(value))
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.startswith("# "):
+                facts = json.loads(line[2:])
+                if "config" in facts:  # a new run in the same folder
+                    found = {kind: ([], []) for kind in ("train", "val", "hella")} | {"run": facts}
+            elif not line.startswith("#"):
+                step, kind, value = line.split()
+                steps, values = found[kind]
+                values.append(float(value))
+                steps.append(int(step))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}, line {number} is no line of a log: {line[:40]!r}") from None
     return found
 
 
@@ -949,6 +963,8 @@ REFERENCES = {"val": {"GPT-2 124M, FineWeb-Edu": 3.2924},
 def draw_curves(log_path, axes):
     """Loss on the first of two matplotlib axes, HellaSwag on the second, with reference lines."""
     log = read_log(log_path)
+    if not log["run"]:
+        raise UserError(f"{log_path} has no line with the run's configuration: name a whole log")
     config, (steps, losses) = log["run"]["config"], log["val"]
     axes[0].plot(*log["train"], label="train", alpha=0.4, linewidth=0.8)
     axes[0].plot(steps, losses, "o-", label="validation", markersize=3)
@@ -979,16 +995,21 @@ def save_curves(log_path, png):
 
 
 def save_checkpoint(folder, model, optimizer, scaler, step, position, config):
-    """A folder that transformers opens, and state.pt in it with all that training needs besides.
+    """A folder that transformers opens, and in it all that training needs besides.
 
-    The folder appears whole or not at all. state.pt holds tensors, numbers and strings alone, so
-    torch.load(..., weights_only=True) reads it.
+    state.safetensors holds tensors: the optimizer's, by the names of their parameters, and the
+    state of torch's random numbers. state.json holds the rest. Neither can run code when it is
+    read. The folder appears whole or not at all.
     """
-    state = dict(step=step, position=position, optimizer=optimizer.state_dict(),
-                 scaler=scaler.state_dict(), config=asdict(config), rng=torch.get_rng_state())
+    names = {p: name for name, p in model.named_parameters()}
+    tensors = {f"{kind}.{names[p]}": value for p, values in optimizer.state.items()
+               for kind, value in values.items()}
+    tensors["rng"] = torch.get_rng_state()
+    facts = dict(step=step, position=position, scaler=scaler.state_dict(), config=asdict(config))
     with whole(folder) as path:
         model.save_pretrained(path)
-        torch.save(state, path / "state.pt")
+        save_file(tensors, path / "state.safetensors")
+        (path / "state.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 # -----------------------------------------------------------------------------

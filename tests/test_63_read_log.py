@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from common import UserError
 from train_gpt2 import Log, read_log
 
 
@@ -46,3 +47,12 @@ def test_the_last_run_is_read(tmp_path):
 def test_a_log_without_a_header_is_read_too(text, expected, tmp_path):
     (tmp_path / "log.txt").write_text(text)
     assert read_log(tmp_path / "log.txt") == expected
+
+
+@pytest.mark.parametrize("line", ["3 train", "3 train x", "x val 1.5", "3 loss 1.5", "# {", "hello",
+                                  "3 train 1.5 2", "\udc80 val 1"])
+def test_a_line_of_something_else_is_named(line, tmp_path):
+    text = f"0 train 1.5\n{line}\n"
+    (tmp_path / "log.txt").write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError, match="log.txt, line 2 is no line of a log"):
+        read_log(tmp_path / "log.txt")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from common import UserError
 from train_gpt2 import Log, draw_curves, save_curves
 
 LOSS = {"GPT-2 124M, FineWeb-Edu": 3.2924}
@@ -44,3 +45,11 @@ def test_with_lines_it_is_a_picture(tmp_path):
 
     save_curves(a_log(tmp_path, vocab_size=50257, hellaswag="h.jsonl"), tmp_path / "curves.png")
     assert matplotlib.image.imread(tmp_path / "curves.png").shape[:2] == (480, 1200)
+
+
+def test_a_log_without_a_header_has_no_lines_to_choose(tmp_path):
+    from matplotlib.figure import Figure
+
+    (tmp_path / "log.txt").write_text("0 train 1.5\n")
+    with pytest.raises(UserError, match="has no line with the run's configuration"):
+        draw_curves(tmp_path / "log.txt", Figure().subplots(1, 2))

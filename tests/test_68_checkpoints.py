@@ -1,5 +1,6 @@
 """A checkpoint is whole or absent, and holds all that training needs to go on to the bit."""
 
+import json
 import time
 
 import pytest
@@ -16,6 +17,7 @@ from helpers import (
     update,
     write_shards,
 )
+from safetensors.torch import load_file
 
 import train_gpt2
 from common import whole
@@ -29,6 +31,18 @@ def training(model):
                                          for _ in range(n)]
 
 
+def read_state(folder):
+    """What state.json and state.safetensors of a checkpoint hold."""
+    facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return facts, load_file(folder / "state.safetensors")
+
+
+def put_back(model, optimizer, tensors):
+    for name, p in model.named_parameters():
+        optimizer.state[p] = {kind: tensors[f"{kind}.{name}"].clone()
+                              for kind in ("step", "exp_avg", "exp_avg_sq")}
+
+
 def test_state_holds_all_that_training_needs(tmp_path):
     """Put together again from the folder alone, the next steps are the same to the bit."""
     config = train_gpt2.parse_args(TINY)
@@ -40,14 +54,15 @@ def test_state_holds_all_that_training_needs(tmp_path):
     drawn = torch.rand(5)
     expected = steps(3)
 
-    state = torch.load(tmp_path / "c" / "state.pt", weights_only=True)
-    assert state["step"] == 3 and state["config"]["n_embd"] == 32
+    facts, tensors = read_state(tmp_path / "c")
+    assert facts["step"] == 3 and facts["config"]["n_embd"] == 32
     model = GPT.from_pretrained(tmp_path / "c")
     optimizer, loader, steps = training(model)
-    optimizer.load_state_dict(state["optimizer"])
-    loader.position = state["position"]
+    put_back(model, optimizer, tensors)
+    loader.position = facts["position"]
     assert steps(3) == expected
-    torch.set_rng_state(state["rng"])
+    rng = next(tensors[name] for name in ("rng", "rng.cpu") if name in tensors)
+    torch.set_rng_state(rng.flatten())
     assert torch.equal(torch.rand(5), drawn)
 
 
@@ -60,8 +75,8 @@ def test_the_scaler_is_saved_too(tmp_path):
     scaler.scale(torch.ones(()))  # it makes its tensors when first used
     train_gpt2.save_checkpoint(tmp_path / "c", model, optimizer, scaler, 1, loader.position,
                                train_gpt2.parse_args(TINY))
-    state = torch.load(tmp_path / "c" / "state.pt", weights_only=True)
-    assert state["scaler"] == scaler.state_dict() and state["scaler"]["scale"] == 2.0**7
+    facts, _ = read_state(tmp_path / "c")
+    assert facts["scaler"] == scaler.state_dict() and facts["scaler"]["scale"] == 2.0**7
 
 
 @pytest.mark.slow
@@ -70,18 +85,18 @@ def test_a_run_goes_on_to_the_bit_from_its_folder(tmp_path, monkeypatch):
     data = write_shards(tmp_path / "shards")
     main_here(monkeypatch, *TINY, "--data", data, "--out-dir", tmp_path / "run", "--max-steps", 5,
               "--checkpoint-every", 2, "--val-tokens", 512, "--sample-tokens", 0)
-    state = torch.load(tmp_path / "run" / "checkpoint_000002" / "state.pt", weights_only=True)
+    facts, tensors = read_state(tmp_path / "run" / "checkpoint_000002")
     model = GPT.from_pretrained(tmp_path / "run" / "checkpoint_000002")
     config = train_gpt2.parse_args([*TINY, "--data", str(data)])
     optimizer = configure_optimizer(model, config.weight_decay, config.max_lr)
-    optimizer.load_state_dict(state["optimizer"])
+    put_back(model, optimizer, tensors)
     train, _ = train_gpt2.load_data(config)
-    loader = DataLoader(train, config.B, config.T, position=state["position"])
+    loader = DataLoader(train, config.B, config.T, position=facts["position"])
     losses = [update(model, loader, optimizer, steps=2, lr=train_gpt2.get_lr(
         step, config.max_lr, config.final_lr, config.warmup_steps, 5))[0] for step in (2, 3, 4)]
     log = train_gpt2.read_log(tmp_path / "run" / "log.txt")
     assert log["train"][1][2:] == losses
-    assert state["step"] == 2 and state["position"] == 2 * 512
+    assert facts["step"] == 2 and facts["position"] == 2 * 512
     last = GPT.from_pretrained(tmp_path / "run" / "checkpoint_000005")
     for name, tensor in model.state_dict().items():
         assert torch.equal(last.state_dict()[name], tensor), name
@@ -95,11 +110,11 @@ def test_compiled_or_wrapped_the_names_are_plain(tmp_path):
                  "--max-steps", 4, "--checkpoint-every", 2, "--eval-every", 4, "--sample-tokens",
                  0, ranks=2)
     assert done.returncode == 0, done.stderr
-    folders = sorted(path.name for path in (tmp_path / "run").iterdir())
+    folders = sorted(path.name for path in (tmp_path / "run").glob("[!.]*"))
     assert folders == ["checkpoint_000002", "checkpoint_000004", "curves.png", "log.txt"]
     for name in folders[:2]:
-        files = sorted(path.name for path in (tmp_path / "run" / name).iterdir())
-        assert files == ["config.json", "model.safetensors", "state.pt"]
+        files = {path.name for path in (tmp_path / "run" / name).iterdir()}
+        assert files >= {"config.json", "model.safetensors", "state.json", "state.safetensors"}
     model = GPT.from_pretrained(tmp_path / "run" / "checkpoint_000004")
     # the logged validation loss is this model's
     config = train_gpt2.parse_args([*TINY, "--data", str(folder)])
@@ -149,8 +164,10 @@ def test_half_a_checkpoint_is_none(fails, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*{"weights": (train_gpt2, "save_file"), "state": (torch, "save")}[fails],
-                        full)
+    save_file, number = train_gpt2.save_file, {"weights": 1, "state": 2}[fails]
+    calls = iter(range(1, 3))
+    monkeypatch.setattr(train_gpt2, "save_file", lambda *args, **more: (
+        full() if next(calls) == number else save_file(*args, **more)))
     model = lively_gpt()
     optimizer, loader, _ = training(model)
     with pytest.raises(OSError, match="No space"):
@@ -189,7 +206,7 @@ def test_dt_is_training_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(train_gpt2, "train_step", advancing(train_gpt2.train_step, 1.0))
     monkeypatch.setattr(train_gpt2, "validate", advancing(train_gpt2.validate, 1000.0))
-    monkeypatch.setattr(train_gpt2, "save_checkpoint", advancing(lambda *args: None, 500.0))
+    monkeypatch.setattr(train_gpt2, "save_checkpoint", advancing(lambda *args, **more: None, 500.0))
     main_here(monkeypatch, *TINY, "--data", write_shards(tmp_path / "shards"), "--out-dir",
               tmp_path / "run", "--max-steps", 4, "--eval-every", 2, "--checkpoint-every", 1,
               "--val-tokens", 512, "--sample-tokens", 0)

@@ -82,6 +82,28 @@ def test_a_config_may_leave_out_what_it_does_not_change(folder):
                 GPT.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("key, value", [
+    ("n_layer", "2"), ("n_embd", 0), ("vocab_size", 257.0), ("n_head", True), ("n_positions", -1)])
+def test_a_size_that_is_no_size_is_named(key, value, folder):
+    change_config(folder, **{key: value})
+    with pytest.raises(UserError, match=f"says {key} = "):
+        GPT.from_pretrained(folder)
+
+
+def test_nothing_but_sizes_is_taken_from_a_config(folder, tmp_path, monkeypatch):
+    """A stranger's config.json can name code, kernels of the hub, or a quantizer: none is used."""
+    code = f"open({str(tmp_path / 'harm')!r}, 'w').close()\nclass Model: pass\n"
+    (folder / "model.py").write_text(code)
+    change_config(folder, auto_map={"AutoModelForCausalLM": "model.Model"},
+                  quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True},
+                  _attn_implementation="kernels-community/flash-attn", attn_implementation="x/y",
+                  trust_remote_code=True, torch_dtype="model.Model", dtype="float16")
+    expected = lively_gpt().state_dict()
+    model = GPT.from_pretrained(folder)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    assert not (tmp_path / "harm").exists()
+
+
 def test_what_transformers_saves_is_taken(hf_folder, tmp_path):
     shutil.copytree(hf_folder, tmp_path / "model")
     assert GPT.from_pretrained(tmp_path / "model").config.n_layer == 3

@@ -1,6 +1,7 @@
 """The log and the checkpoint hold the sizes that the network has, not those of the flags."""
 
-import torch
+import json
+
 from helpers import TINY, lively_gpt, main_here, write_shards
 
 from train_gpt2 import read_log
@@ -13,8 +14,8 @@ def test_sizes_in_the_log_are_the_networks(tmp_path, monkeypatch):
               tmp_path / "run", "--max-steps", 1, "--val-tokens", 512, "--sample-tokens", 0,
               "--init-from", tmp_path / "model")
     header = read_log(tmp_path / "run" / "log.txt")["run"]
-    state = torch.load(tmp_path / "run" / "checkpoint_000001" / "state.pt", weights_only=True)
-    assert state["config"] == header["config"]
+    state = tmp_path / "run" / "checkpoint_000001" / "state.json"
+    assert json.loads(state.read_text(encoding="utf-8"))["config"] == header["config"]
     config = header["config"]
     assert (config["n_layer"], config["n_head"], config["n_embd"]) == (1, 4, 64)
     assert (config["T"], config["max_lr"], config["max_steps"]) == (32, 3e-3, 1)
