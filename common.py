@@ -1,6 +1,7 @@
 """What the scripts share and what is not about GPT-2. The program to read is train_gpt2.py."""
 
 import contextlib
+import hashlib
 import io
 import logging
 import os
@@ -29,10 +30,14 @@ def run(main):
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; MPS and the CPU raise it plainly
-        if not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
+        if re.search("out of memory|not enough memory|can't allocate memory", str(error)):
+            print("error: out of memory: halve --B (the result stays the same), or choose a "
+                  "smaller --T or network", file=sys.stderr)
+        elif re.search("(closed|reset) by peer|remote process exited|Broken pipe", str(error)):
+            print("error: another process of this run has ended: its own line says why",
+                  file=sys.stderr)
+        else:
             raise
-        print("error: out of memory: halve --B (the result stays the same), or choose a smaller "
-              "--T or network", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -164,20 +169,35 @@ def hub_offline(repo_id, repo_type="model"):
 def whole(path):
     """Yield a temporary path beside `path`, renamed to it when the block ends well.
 
-    A file or a folder appears under its name whole or not at all, whatever stops the program.
+    A file or a folder appears under its name whole or not at all, whatever stops the program, or
+    the machine: what was written is on the disk before the name is.
     """
     path = Path(path)
     temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
     remove(temporary)
     try:
         yield temporary
-        if path.is_dir():  # a folder cannot replace a folder that has files in it
+        for part in [*temporary.rglob("*"), temporary]:
+            sync(part)
+        if path.is_dir() or path.exists() and temporary.is_dir():  # it cannot be replaced at once
             remove(old)
             os.replace(path, old)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         remove(temporary)
     remove(old)
+
+
+def sync(path):
+    """Have the system write a file, or a folder's list of names, from its memory to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows has no such call for folders
+    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def remove(path):
@@ -186,6 +206,26 @@ def remove(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def save_file(tensors, path, metadata=None):
+    """safetensors' save_file. A disk that is full is an OSError here, as it is everywhere else."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file as save
+
+    try:
+        save(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
+
+
+def digest(path):
+    """[bytes, SHA-256] of a file."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            sha.update(part)
+        return [file.tell(), sha.hexdigest()]
 
 
 def check_writable(folder):

@@ -33,6 +33,7 @@ from common import (
     TOKENIZERS,
     UserError,
     check_writable,
+    digest,
     get_tokenizer,
     hub_offline,
     needs_network,
@@ -203,6 +204,9 @@ def windows(config, source, start=None):
                   for group in range(open_parquet(source.path(file)).num_row_groups)]
         order = np.random.default_rng(config.seed).permutation(len(groups))
         groups = [groups[i] for i in order]
+        if start and start not in groups:
+            raise UserError(f"{config.out} goes on at {start}, and the source has no such row "
+                            "group: choose another --out")
         for i in range(groups.index(start) if start else 0, len(groups), WINDOW):
             yield groups[i : i + WINDOW]
 
@@ -285,7 +289,7 @@ def read_manifest(config, source):
             key = differing[0]
             raise UserError(f"{out} was begun with {key} = {old[key]}, not {new[key]}: {way_out}")
         return keep_whole_shards(out, old)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{out / 'manifest.json'} is no manifest of fineweb.py "
@@ -297,11 +301,15 @@ def keep_whole_shards(out, manifest):
     for i, shard in enumerate(manifest["shards"]):
         try:
             n_tokens = len(np.lib.format.open_memmap(out / shard["file"], mode="r"))
-        except (OSError, ValueError):
+        except Exception:  # a damaged header fails in numpy in a dozen ways
             n_tokens = 0
         if n_tokens != shard["tokens"]:
             manifest |= {"shards": manifest["shards"][:i], "complete": False}
             break
+    if not manifest["complete"] and manifest["shards"]:  # where the next one begins
+        (file, group), place = manifest["shards"][-1]["following"]
+        if not all(type(number) is int and number >= 0 for number in (file, group, place)):
+            raise ValueError
     for key in "tokens", "documents":
         manifest[key] = sum(shard[key] for shard in manifest["shards"])
     return manifest
@@ -319,8 +327,9 @@ def write_shard(config, manifest, tokens, following):
     documents = int(np.count_nonzero(tokens == manifest["end_of_text"]))
     with whole(Path(config.out) / file) as path, open(path, "wb") as opened:
         np.save(opened, tokens)
+    _, sha256 = digest(Path(config.out) / file)
     manifest["shards"].append({"file": file, "tokens": len(tokens), "documents": documents,
-                               "following": following})
+                               "sha256": sha256, "following": following})
     manifest["tokens"] += len(tokens)
     manifest["documents"] += documents
     manifest["complete"] = following is None
@@ -364,6 +373,8 @@ def main():
         value, least = getattr(config, name), 0 if name == "seed" else 1
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+    if config.shard_size > 10**10:
+        raise UserError(f"--shard-size {config.shard_size}: give {10**10} or fewer")
     source = find_source(config.source)
     encoding(config.tokenizer)  # here first: one download, and one error if it fails
     manifest = read_manifest(config, source)

@@ -106,8 +106,7 @@ def cut_examples(text, n, chars=(64, 32), seed=0):
     """`n` examples from any text: contexts, their true continuation, three cut from elsewhere.
 
     chars: characters of context and of each ending; both end or begin at a space. Stands in for
-    HellaSwag where nothing can be downloaded: the same scorer, an easier question. Raises
-    UserError if the text is too short.
+    HellaSwag where nothing can be downloaded. Raises UserError if the text is too short.
     """
     rng = np.random.default_rng(seed)
     spaces = np.flatnonzero(np.array(list(text)) == " ")
@@ -205,15 +204,17 @@ def score(model, batch, device):
     return sums.view(-1, 4), (sums / n_ending).view(-1, 4)
 
 
-def count_correct(model, encoded, device, ddp_rank=0, ddp_world_size=1, progress=False):
+def count_correct(model, encoded, device, ddp_rank=0, ddp_world_size=1, progress=False, stop=None):
     """How many of this rank's examples the model gets right, and how many there are.
 
     Batches go to the ranks in turn. Returns a float64 tensor (acc, acc_norm, n): add those of
-    all ranks, then divide.
+    all ranks, then divide. stop: an object whose `asked` becomes true when there is no more time.
     """
     counts = torch.zeros(3, dtype=torch.float64)
     mine = list(batches(encoded))[ddp_rank::ddp_world_size]
     for batch in tqdm(mine, desc="HellaSwag", leave=False, disable=None if progress else True):
+        if stop and stop.asked:
+            break
         labels = torch.tensor([example.label for example in batch])
         sums, means = score(model, batch, device)
         counts[0] += (sums.argmin(dim=1) == labels).sum()

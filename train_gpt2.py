@@ -16,9 +16,13 @@ import math
 import os
 import platform
 import re
+import shutil
+import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,8 +31,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import tyro
-from safetensors.torch import save_file
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
@@ -38,12 +45,16 @@ from common import (
     TOKENIZERS,
     UserError,
     check_writable,
+    digest,
     find_device,
     get_tokenizer,
     hub_offline,
     needs_network,
     parse,
+    remove,
     run,
+    save_file,
+    sync,
     tokenizer_name,
     whole,
 )
@@ -188,7 +199,7 @@ class GPT(nn.Module):
         for _ in range(max_new_tokens):
             logits, _ = self(idx[:, -self.config.block_size :])
             logits = logits[:, -1, :].float()  # (B, V): only the last position predicts the next
-            if temperature == 0:
+            if temperature < 1e-6:  # below, the division overflows
                 next_idx = logits.argmax(dim=-1, keepdim=True)
             else:
                 k = min(top_k or self.config.vocab_size, self.config.vocab_size)
@@ -229,12 +240,16 @@ class GPT(nn.Module):
                 raise UserError(f"{k} has shape {tuple(source.shape)}, not {tuple(sd[k].shape)}")
             sd[k].copy_(source)
 
-    def save_pretrained(self, folder):
-        """Write config.json and model.safetensors, which GPT2LMHeadModel.from_pretrained opens."""
+    def save_pretrained(self, folder, state_dict=None):
+        """Write config.json and model.safetensors, which GPT2LMHeadModel.from_pretrained opens.
+
+        state_dict: a copy of the weights to write in place of the present ones.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        state_dict = state_dict or self.state_dict()
         state = {k: (v.t() if k.endswith(TRANSPOSED) else v).contiguous().cpu()
-                 for k, v in self.state_dict().items() if k != "lm_head.weight"}  # tied to wte
+                 for k, v in state_dict.items() if k != "lm_head.weight"}  # tied to wte
         with whole(folder / "model.safetensors") as path:
             save_file(state, path, metadata={"format": "pt"})
         c = self.config
@@ -294,7 +309,7 @@ def read_gpt2_config(path):
     file that is missing, broken, or describes another network than ours."""
     try:
         config = {"model_type": None, **json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a GPT-2's config.json ({type(error).__name__}): name a "
                         "folder that save_pretrained wrote") from None
     for key, value in GPT2_IS.items():
@@ -303,11 +318,11 @@ def read_gpt2_config(path):
                             "name a GPT-2")
     sizes = {key: config[key] for key in GPT2_SIZES if key in config}
     for key, value in sizes.items():
-        if type(value) is not int or not 1 <= value <= 10**6:
+        if type(value) is not int or not 1 <= value <= (1000 if key == "n_layer" else 10**6):
             raise UserError(f"{path} says {key} = {value!r}: name a GPT-2")
     from transformers import GPT2Config
 
-    return GPT2Config(**sizes)
+    return GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)
 
 
 # -----------------------------------------------------------------------------
@@ -347,8 +362,13 @@ def init_ranks(device_name):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if ddp:  # an hour: one rank may download while the others wait
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
-                                timeout=datetime.timedelta(hours=1))
+        hour = datetime.timedelta(hours=1)
+        store, _, _ = next(rendezvous("env://", timeout=hour))
+        # torchrun keeps the store when it starts the ranks again, with addresses of the dead in it
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=hour,
+                                store=dist.PrefixStore(f"attempt {attempt}", store),
+                                rank=ddp_rank, world_size=ddp_world_size)
     return Ranks(device, ddp, ddp_rank, ddp_local_rank, ddp_world_size)
 
 
@@ -358,6 +378,44 @@ def sum_over_ranks(values, ranks):
     if ranks.ddp:
         dist.all_reduce(values, op=dist.ReduceOp.SUM)
     return values
+
+
+def on_master(ranks, work):
+    """work() on the master alone; what it returns, as JSON, or its UserError, on every rank.
+
+    Not broadcast_object_list: that would unpickle.
+    """
+    said = {}
+    if ranks.master_process:
+        try:
+            said["result"] = work()
+        except (UserError, OSError) as error:
+            said["error"] = str(error)
+    if ranks.ddp:
+        text = torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8).to(ranks.device)
+        size = torch.tensor(len(text), device=ranks.device)
+        dist.broadcast(size, src=0)
+        if not ranks.master_process:
+            text = torch.zeros(int(size), dtype=torch.uint8, device=ranks.device)
+        dist.broadcast(text, src=0)
+        said = json.loads(bytes(text.tolist()))
+    if "error" in said:
+        raise UserError(said["error"])
+    return said["result"]
+
+
+def share(tensors, ranks):
+    """The master's dict of tensors, copied to every rank's device."""
+    kinds = on_master(ranks, lambda: {name: [str(t.dtype)[6:], list(t.shape)]
+                                      for name, t in tensors.items()})
+    shared = {}
+    for name, (dtype, shape) in kinds.items():
+        shared[name] = torch.zeros(shape, dtype=getattr(torch, dtype), device=ranks.device)
+        if ranks.master_process:
+            shared[name].copy_(tensors[name])
+        if ranks.ddp:
+            dist.broadcast(shared[name], src=0)
+    return shared
 
 
 @contextlib.contextmanager
@@ -457,6 +515,15 @@ class TrainConfig:
     """of the samples; below 1 they keep to what is likelier, 0 takes the likeliest"""
     checkpoint_every: int = 5000
     """steps between checkpoints; also at the end"""
+    keep: int | None = None
+    """how many of the newest checkpoints stay; None: all"""
+    keep_every: int | None = None
+    """with --keep: checkpoints at multiples of so many steps stay as well"""
+    resume: bool = False
+    """go on from the newest checkpoint in --out-dir; without one, start anew"""
+    skip_spikes: float | None = None
+    """leave out updates whose loss or gradient norm is so many standard deviations above the last
+    128; None: take all, and mark those above 6 in the log"""
     print_every: int = 1
     """steps between printed lines; the log has every step"""
     device: str = "auto"
@@ -511,7 +578,7 @@ def check_config(config, ddp_world_size):
     at_least = dict(n_layer=1, n_head=1, n_embd=1, B=1, T=1, total_batch_size=1, max_steps=1,
                     warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
                     hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1,
-                    print_every=1)
+                    print_every=1, keep=1, keep_every=1, skip_spikes=0)
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and not value >= least:
@@ -541,6 +608,7 @@ class Shard:
     name: str
     n_tokens: int
     open: Callable[[], np.ndarray]
+    sha256: str = ""  # of the file, if its manifest lists one
 
 
 def open_shard(path):
@@ -557,7 +625,9 @@ def open_shard(path):
                 raise ValueError("no llm.c header")
             offset, shape, dtype = 1024, (int(header[2]),), np.dtype("<u2")
         else:
-            tokens = np.lib.format.open_memmap(path, mode="r")  # .npy only, and never a pickle
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # numpy warns of headers that Python 2 wrote
+                tokens = np.lib.format.open_memmap(path, mode="r")  # .npy, and never a pickle
             offset, shape, dtype = tokens.offset, tokens.shape, tokens.dtype
         if dtype != np.uint16 or len(shape) != 1:
             raise ValueError(f"{dtype} of shape {shape}, not uint16 in one dimension")
@@ -583,7 +653,9 @@ def find_shards(folder, tokenizer):
         if match := re.search(r"_(train|val)(_\d+)?\.(npy|bin)$", path.name):
             shards[match[1]].append(open_shard(path))
     if (folder / "manifest.json").exists():
-        check_manifest(folder / "manifest.json", tokenizer, shards["train"] + shards["val"])
+        sums = check_manifest(folder / "manifest.json", tokenizer, shards["train"] + shards["val"])
+        shards = {split: [replace(shard, sha256=sums[Path(shard.name).name]) for shard in found]
+                  for split, found in shards.items()}
     for split, found in shards.items():
         if not found:
             raise UserError(f"no {split} shards in {folder}: {way_out}")
@@ -591,12 +663,16 @@ def find_shards(folder, tokenizer):
 
 
 def check_manifest(path, tokenizer, shards):
-    """Refuse shards of another tokenizer, and shards that are not the ones listed."""
+    """Refuse shards of another tokenizer, and shards that are not the ones listed.
+
+    Returns {file: its SHA-256, or ""}.
+    """
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         made_with = str(manifest["tokenizer"])
         listed = {str(shard["file"]): int(shard["tokens"]) for shard in manifest["shards"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        sums = {str(shard["file"]): str(shard.get("sha256", "")) for shard in manifest["shards"]}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is no manifest ({type(error).__name__}): make the shards again, "
                         "or remove it if they are from elsewhere") from None
     if made_with != tokenizer:
@@ -607,6 +683,7 @@ def check_manifest(path, tokenizer, shards):
         if found.get(name) != listed.get(name):
             raise UserError(f"{path.parent / name} holds {found.get(name, 'no')} tokens, and the "
                             f"manifest lists {listed.get(name, 'none')}: make the shards again")
+    return sums
 
 
 def python_manual(T):
@@ -657,30 +734,38 @@ class TokenStream:
         # the next batch is most often in the same shard
         self.documents = functools.lru_cache(maxsize=8)(self._documents)
         self.layout = functools.lru_cache(maxsize=8)(self._layout)
+        self.looked_at = set()  # numbers of shards with a checksum that have been read
 
     def read(self, position, n):
         """The n tokens from `position` on: int64 (n,)."""
         out, filled = np.empty(n, dtype=np.int64), 0
         while filled < n:
-            epoch, offset = divmod(position + filled, self.n_tokens)
-            for i in self._order(epoch):
-                if offset < self.shards[i].n_tokens:
-                    break
-                offset -= self.shards[i].n_tokens
-            filled += self._read_shard(epoch, int(i), offset, out[filled:])
+            filled += self._read_shard(*self.place(position + filled), out[filled:])
         return out
+
+    def place(self, position):
+        """(epoch, number of the shard, place in it) of a position."""
+        epoch, offset = divmod(position, self.n_tokens)
+        for i in self._order(epoch):
+            if offset < self.shards[i].n_tokens:
+                return epoch, int(i), offset
+            offset -= self.shards[i].n_tokens
 
     def _order(self, epoch):
         if self.seed is None:
             return range(len(self.shards))
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.shards))
 
-    def check(self, progress=False):
-        """Look at every id once, before a run starts. Raises UserError for one past the vocabulary:
-        the network would stop at it, perhaps hours from now."""
-        bar = tqdm(self.shards, desc="reading shards", leave=False,
-                   disable=None if progress else True)
+    def check(self, progress=False, shards=None):
+        """Look at `shards` (None: those without a checksum, before a run starts). Raises UserError
+        for an id past the vocabulary, at which the network would stop, and for a file that is not
+        the one listed."""
+        shards = shards or [shard for shard in self.shards if not shard.sha256]
+        bar = tqdm(shards, desc="reading shards", leave=False, disable=None if progress else True)
         for shard in bar:
+            if shard.sha256 and digest(shard.name)[1] != shard.sha256:
+                raise UserError(f"{shard.name} is not the file that its manifest lists: fetch it, "
+                                "or make the shards, again")
             for begin in range(0, shard.n_tokens, self.CHUNK):
                 largest = shard.open()[begin : begin + self.CHUNK].max()
                 if largest >= self.vocab_size:
@@ -709,6 +794,9 @@ class TokenStream:
 
     def _read_shard(self, epoch, i, offset, out):
         """Fill `out` from shard i. Returns how many tokens that were: it may end before."""
+        if self.shards[i].sha256 and i not in self.looked_at:
+            self.check(shards=[self.shards[i]])
+            self.looked_at.add(i)
         starts, lengths, ends = self.layout(epoch, i)
         tokens, filled = self.shards[i].open(), 0
         document = int(np.searchsorted(ends, offset, side="right"))
@@ -815,17 +903,79 @@ def accumulate_gradients(model, loader, grad_accum_steps, ranks, dtype, scaler):
     return sum_over_ranks(loss_accum, ranks) / ranks.ddp_world_size
 
 
-def train_step(model, loader, optimizer, scaler, lr, grad_accum_steps, ranks, dtype):
-    """One update of the weights. Returns (loss before it, gradient norm before clipping at 1.0)."""
+class Spikes:
+    """How far losses and gradient norms stand above the last WINDOW of them (llm.c's window)."""
+
+    WINDOW = 128
+    MARK = 6.0  # standard deviations from which on the log says so
+
+    def __init__(self, seen=None, skip_above=None):
+        self.seen = {"loss": [], "norm": []} | (seen or {})
+        self.skip_above = math.inf if skip_above is None else skip_above
+
+    def look(self, **values):
+        """Take in a step's values; z-scores of those that stand out are then in `self.high`."""
+        self.high = {}
+        for kind, value in values.items():
+            window = self.seen[kind]
+            if len(window) == self.WINDOW and (spread := np.std(window)) > 0:
+                z = float((value - np.mean(window)) / spread)
+                self.high |= {kind: z} if z > min(self.MARK, self.skip_above) else {}
+            if math.isfinite(value):  # float16 overflows now and then
+                self.seen[kind] = [*window, value][-self.WINDOW :]
+        self.skipped = any(z > self.skip_above for z in self.high.values())
+
+
+def find_fault(model, loader, began_at, grad_accum_steps, ranks, dtype):
+    """Compute a batch again, each micro-batch by itself: whose loss or gradient is not finite?"""
+    model = model.module if ranks.ddp else model  # no gradients from the others
+    loader.position, first_bad = began_at, torch.zeros(ranks.ddp_world_size)
+    for micro_step in range(grad_accum_steps):
+        model.zero_grad()
+        x, y = (t.to(ranks.device) for t in loader.next_batch())
+        with autocast(ranks.device, dtype):
+            _, loss = model(x, y)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf)
+        if not (loss.isfinite() and norm.isfinite()):
+            first_bad[ranks.ddp_rank] = micro_step + 1
+            break
+    for rank, number in enumerate(sum_over_ranks(first_bad, ranks).int().tolist()):
+        if number:
+            n = loader.B * loader.T
+            position = began_at + ((number - 1) * ranks.ddp_world_size + rank) * n
+            _, shard, offset = loader.stream.place(position)
+            return (f"from the {n:,} tokens of rank {rank} at {position:,} (token {offset:,} of "
+                    f"{loader.stream.shards[shard].name} in its order)")
+    return "and not when computed again (the machine?)"
+
+
+def train_step(model, loader, optimizer, scaler, lr, grad_accum_steps, ranks, dtype,
+               spikes=None):
+    """One update of the weights. Returns (loss before it, gradient norm before clipping at 1.0).
+
+    Raises UserError, on all ranks, before the weights are touched if a number is not finite.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr
+    began_at = loader.position
     loss = accumulate_gradients(model, loader, grad_accum_steps, ranks, dtype, scaler)
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    scaler.step(optimizer)
+    loss, norm = loss.item(), norm.item()  # .item() waits for the device: the gradient is there
+    # a scaled loss may be too large for float16 at first: the scaler skips updates until it is not
+    if not math.isfinite(loss) or not math.isfinite(norm) and scaler.get_scale() <= 1:
+        fault = find_fault(model, loader, began_at, grad_accum_steps, ranks, dtype)
+        raise UserError(f"loss {loss}, gradient norm {norm} at position {began_at:,} of the data, "
+                        f"{fault}: this step did not touch the weights. Go on with --resume and a "
+                        "lower --max-lr, or look at the batch")
+    if spikes:
+        spikes.look(loss=loss, norm=norm)
+    if not (spikes and spikes.skipped):
+        scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return loss.item(), norm.item()  # .item() waits for the device: the step is done
+    return loss, norm
 
 
 # -----------------------------------------------------------------------------
@@ -852,7 +1002,7 @@ def validation_rows(stream, n_tokens, T):
     return max(1, min(n_tokens, stream.n_tokens - 1) // T)
 
 
-def validate(model, stream, n_tokens, B, T, ranks, dtype):
+def validate(model, stream, n_tokens, B, T, ranks, dtype, stop=None):
     """Mean loss in nats over the first n_tokens of the stream, in rows of T: the same rows for
     every B and every number of ranks."""
     n_rows = validation_rows(stream, n_tokens, T)
@@ -863,6 +1013,8 @@ def validate(model, stream, n_tokens, B, T, ranks, dtype):
                disable=None if ranks.master_process else True)
     with evaluating(model), autocast(ranks.device, dtype):
         for row in bar:
+            if stop and stop.asked:
+                break
             rows = min(B, mine.stop - row)
             tokens = torch.from_numpy(stream.read(row * T, rows * T + 1)).to(ranks.device)
             _, loss = model(tokens[:-1].view(rows, T), tokens[1:].view(rows, T))
@@ -883,12 +1035,14 @@ def load_hellaswag(config, enc, block_size, val):
     return hellaswag.encode(examples, enc, block_size)
 
 
-def evaluate_hellaswag(model, encoded, ranks, dtype):
+def evaluate_hellaswag(model, encoded, ranks, dtype, stop=None):
     """acc_norm, its standard error. Every rank scores its share; sums are added, then divided."""
     with evaluating(model), autocast(ranks.device, dtype):
         counts = hellaswag.count_correct(model, encoded, ranks.device, ranks.ddp_rank,
-                                         ranks.ddp_world_size, progress=ranks.master_process)
+                                         ranks.ddp_world_size, progress=ranks.master_process,
+                                         stop=stop)
     _, acc_norm, n = sum_over_ranks(counts.float(), ranks).tolist()
+    n = max(n, 1)  # stopped before the first
     return acc_norm / n, hellaswag.standard_error(acc_norm / n, n)
 
 
@@ -921,11 +1075,15 @@ class Log:
 
     def __init__(self, path, master_process):
         self.path, self.master_process = Path(path), master_process
+        self.error = None  # the first OSError: the loop asks for it between two steps
 
     def line(self, text):
-        if self.master_process:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(text + "\n")
+        if self.master_process and not self.error:
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(text + "\n")
+            except OSError as error:
+                self.error = error
 
     def value(self, step, kind, value):
         self.line(f"{step} {kind} {value!r}")
@@ -933,11 +1091,32 @@ class Log:
     def note(self, **facts):
         self.line(f"# {json.dumps(facts)}")
 
+    def size(self):
+        """Bytes of the file, 0 where there is none. So many are then on the disk itself."""
+        if not self.path.exists():
+            return 0
+        sync(self.path)
+        return self.path.stat().st_size
 
-def read_log(path):
-    """{"train": (steps, values), "val": ..., "hella": ..., "run": header} of a log's last run."""
+    def cut(self, size):
+        """Forget what a run that was killed wrote past the first `size` bytes. Returns whether
+        there were as many."""
+        if self.master_process and self.size() > size:
+            os.truncate(self.path, size)
+        return self.size() == size
+
+    def whole_lines(self):
+        """Bytes up to the end of the last whole line: a killed run's last one may be half."""
+        return self.path.read_bytes().rfind(b"\n") + 1 if self.path.exists() else 0
+
+
+def read_log(path, size=None):
+    """{"train": (steps, values), "val": ..., "hella": ..., "run": header} of a log's last run.
+
+    size: of the first so many bytes.
+    """
     found = {"train": ([], []), "val": ([], []), "hella": ([], []), "run": {}}
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = Path(path).read_bytes()[:size].decode(errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             if line.startswith("# "):
@@ -960,12 +1139,19 @@ REFERENCES = {"val": {"GPT-2 124M, FineWeb-Edu": 3.2924},
               "hella": {"GPT-2 124M": 0.2955, "GPT-3 124M": 0.337}}
 
 
+def config_of(log, path):
+    """The configuration that a log's header holds. Raises UserError: curves need it."""
+    config = log["run"].get("config")
+    if not isinstance(config, dict) or not {"vocab_size", "hellaswag"} <= config.keys():
+        raise UserError(f"{path} has no line with the run's configuration: name a whole log, or "
+                        "remove it")
+    return config
+
+
 def draw_curves(log_path, axes):
     """Loss on the first of two matplotlib axes, HellaSwag on the second, with reference lines."""
     log = read_log(log_path)
-    if not log["run"]:
-        raise UserError(f"{log_path} has no line with the run's configuration: name a whole log")
-    config, (steps, losses) = log["run"]["config"], log["val"]
+    config, (steps, losses) = config_of(log, log_path), log["val"]
     axes[0].plot(*log["train"], label="train", alpha=0.4, linewidth=0.8)
     axes[0].plot(steps, losses, "o-", label="validation", markersize=3)
     axes[0].set(xlabel="step", ylabel="loss (nats per token)", title="Loss")
@@ -994,22 +1180,247 @@ def save_curves(log_path, png):
         figure.savefig(path, format="png", dpi=120)
 
 
-def save_checkpoint(folder, model, optimizer, scaler, step, position, config):
-    """A folder that transformers opens, and in it all that training needs besides.
+def save_checkpoint(folder, model, optimizer, scaler, step, position, config, rng=None,
+                    writer=None, **facts):
+    """A folder that transformers opens, with all that training needs besides; whole or absent.
 
-    state.safetensors holds tensors: the optimizer's, by the names of their parameters, and the
-    state of torch's random numbers. state.json holds the rest. Neither can run code when it is
-    read. The folder appears whole or not at all.
+    state.safetensors holds tensors, the optimizer's by the names of their parameters, and `rng`,
+    random_states() of all ranks. state.json holds the rest, and `facts`. Neither can run code.
+
+    writer: an executor that writes, as training goes on; only the copies are made at once, and a
+    Future is returned. Without one, the folder is there on return.
     """
     names = {p: name for name, p in model.named_parameters()}
-    tensors = {f"{kind}.{names[p]}": value for p, values in optimizer.state.items()
-               for kind, value in values.items()}
-    tensors["rng"] = torch.get_rng_state()
-    facts = dict(step=step, position=position, scaler=scaler.state_dict(), config=asdict(config))
+    tensors = {f"{kind}.{names[p]}": value.to("cpu", copy=True)
+               for p, values in optimizer.state.items() for kind, value in values.items()}
+    tensors |= rng or {"rng.cpu": torch.get_rng_state()[None]}
+    weights = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
+    facts |= dict(step=step, position=position, scaler=scaler.state_dict(), config=asdict(config))
+    write = functools.partial(write_checkpoint, Path(folder), model, weights, tensors, facts)
+    return writer.submit(write) if writer else write()
+
+
+def write_checkpoint(folder, model, weights, tensors, facts):
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise UserError(f"the weights of {folder.name} are not finite, and were not saved: go on "
+                        "with --resume and a lower --max-lr")
     with whole(folder) as path:
-        model.save_pretrained(path)
+        model.save_pretrained(path, weights)
         save_file(tensors, path / "state.safetensors")
         (path / "state.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        files = {file.name: digest(file) for file in sorted(path.iterdir())}
+        (path / "manifest.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
+    keep, keep_every = facts["config"]["keep"], facts["config"]["keep_every"]
+    remove_old(folder.parent, facts["step"], keep, keep_every)
+
+
+def remove_old(out_dir, step, keep, keep_every):
+    """Delete checkpoints up to `step` but for the newest `keep`, and multiples of keep_every."""
+    older = [(n, folder) for n, folder in find_checkpoints(out_dir) if n <= step]
+    for number, folder in older[:-keep] if keep else []:
+        if not keep_every or number % keep_every:
+            aside = folder.with_name(f".{folder.name}.old")
+            os.replace(folder, aside)  # in one act: half a folder never has the name of a whole one
+            remove(aside)
+
+
+def find_checkpoints(out_dir):
+    """(step, folder) of every checkpoint in a run's folder, the oldest first."""
+    named = ((re.fullmatch(r"checkpoint_(\d+)", path.name), path)
+             for path in Path(out_dir).glob("checkpoint_*"))
+    return sorted((int(match[1]), path) for match, path in named if match)
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was written. The message names the folder and the file."""
+
+
+def read_json(path):
+    """Raises Damaged for what is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is no JSON ({error})") from None
+
+
+def read_facts(step, folder):
+    """What state.json of a checkpoint holds. Raises Damaged if any file is not what was written."""
+    try:
+        listed = read_json(folder / "manifest.json")
+        there = {path.name for path in folder.iterdir() if path.name[0] != "."} - {"manifest.json"}
+        for name in sorted(listed.keys() | there):
+            if name not in there:
+                raise Damaged(f"{folder}: {name} is missing")
+            if name not in listed:
+                raise Damaged(f"{folder}: {name} is not in its manifest")
+            if digest(folder / name) != listed[name]:
+                raise Damaged(f"{folder}: {name} is not the file that was written")
+        facts = read_json(folder / "state.json")
+        kinds = dict(position=int, log_size=int, scaler=dict, config=dict, shards=list,
+                     spikes=dict)
+        if facts["step"] != step or any(type(facts[k]) is not kind for k, kind in kinds.items()):
+            raise Damaged(f"{folder}: state.json is not of step {step}")
+        for window in facts["spikes"].values():
+            list(map(float, window))  # numbers, all of them
+        return facts
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Damaged(f"{folder} ({type(error).__name__}: {error})") from None
+
+
+def check_shapes(folder, model):
+    """Raises Damaged for a checkpoint that lacks a tensor of the model, or has another shape."""
+    wanted = {"model": {}, "state": {}}
+    for name, p in model.named_parameters():
+        wanted["model"][name] = list(p.t().shape if name.endswith(TRANSPOSED) else p.shape)
+        for kind, shape in ("exp_avg", p.shape), ("exp_avg_sq", p.shape), ("step", ()):
+            wanted["state"][f"{kind}.{name}"] = list(shape)
+    for part, shapes in wanted.items():
+        try:
+            with safe_open(folder / f"{part}.safetensors", "pt") as file:
+                found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
+        except (OSError, SafetensorError) as error:
+            raise Damaged(f"{folder}: {part}.safetensors ({error})") from None
+        untouched = part == "state" and found.keys() <= {"rng.cpu", "rng.cuda"}
+        for name, shape in shapes.items():
+            if found.get(name) != shape and not untouched:  # saved before the first update
+                raise Damaged(f"{folder}: {name} has the shape {found.get(name)}, not {shape}")
+
+
+def read_tensors(folder):
+    """All tensors of a checkpoint by name: the weights, and what state.safetensors holds."""
+    return load_file(folder / "model.safetensors") | load_file(folder / "state.safetensors")
+
+
+@torch.no_grad()
+def restore(model, optimizer, scaler, facts, tensors, ranks):
+    """Put back what save_checkpoint took."""
+    for name, p in model.named_parameters():
+        weight = tensors[name]
+        p.copy_(weight.t() if name.endswith(TRANSPOSED) else weight)
+        # before the first update there are none
+        optimizer.state[p] = {kind: tensors[f"{kind}.{name}"]
+                              for kind in ("step", "exp_avg", "exp_avg_sq")
+                              if f"{kind}.{name}" in tensors}
+    if facts["scaler"] and scaler.is_enabled():
+        scaler.load_state_dict(facts["scaler"])
+    # a rank more than there were keeps its own; clones: of a row of a larger tensor, torch reads
+    # the wrong place
+    if ranks.ddp_rank < len(tensors["rng.cpu"]):
+        torch.set_rng_state(tensors["rng.cpu"][ranks.ddp_rank].cpu().clone())
+    if ranks.device.type == "cuda" and ranks.ddp_rank < len(tensors.get("rng.cuda", ())):
+        torch.cuda.set_rng_state(tensors["rng.cuda"][ranks.ddp_rank].cpu().clone(), ranks.device)
+
+
+# Another value of one of these makes another network, or another order of the tokens. Every other
+# setting may change where a run goes on; the log says which did.
+HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "seed")
+
+
+def changed_settings(config, facts, shards):
+    """{setting: [then, now]} between a checkpoint and this run. Raises UserError for a run that
+    cannot go on from it."""
+    then, now = facts["config"], asdict(config)
+    changed = {name: [then.get(name), now[name]] for name in now
+               if name not in ("out_dir", "resume") and then.get(name) != now[name]}
+    for name in HELD:
+        if name in changed:
+            raise UserError(f"{config.out_dir} was begun with --{name.replace('_', '-')} "
+                            f"{changed[name][0]}, not {changed[name][1]}: go on with that, or "
+                            "choose another --out-dir")
+    if facts["shards"] != shards:
+        raise UserError(f"--data {config.data} does not hold the training shards that "
+                        f"{config.out_dir} was begun with: name those, or choose another --out-dir")
+    if facts["step"] > (config.max_steps or math.inf):
+        raise UserError(f"--max-steps {config.max_steps}: {config.out_dir} is at step "
+                        f"{facts['step']} already: give more, or choose another --out-dir")
+    return changed
+
+
+def check_room(config, model, first, max_steps):
+    """Raises UserError if the disk has no room for the checkpoints to come: the weights and two
+    averages each. With --keep, those that go make room; a new one is whole before they do."""
+    size = 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+    every = config.checkpoint_every
+    n = max_steps // every - first // every + (max_steps % every > 0)
+    if config.keep:
+        stay = config.keep_every or max_steps + 1
+        there = len(find_checkpoints(config.out_dir)) if first else 0
+        n = min(n, max(1, config.keep + 1 - there) + max_steps // stay - first // stay)
+    free = shutil.disk_usage(config.out_dir).free
+    if n * size > free:
+        raise UserError(f"{config.out_dir}: {n} checkpoints of {size / 1e6:,.1f} MB are to come, "
+                        f"and {free / 1e6:,.1f} MB are free: make room, or choose --keep 1, a "
+                        "larger --checkpoint-every or another --out-dir")
+
+
+def open_folder(config, lock, shards, model, max_steps):
+    """The master's look at --out-dir: the facts of the newest checkpoint that is whole, or {}.
+
+    Raises UserError. The system frees the lock when its process ends, however it ends.
+    """
+    check_writable(config.out_dir)
+    log = Log(Path(config.out_dir) / "log.txt", master_process=True)
+    if log.path.exists():
+        read_log(log.path, log.whole_lines())  # not to be found wanting when all is trained
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another run is at work in {config.out_dir}: wait for its end, or choose "
+                        "another --out-dir") from None
+    for half in Path(config.out_dir).glob(".checkpoint_*"):  # killed while it was written
+        remove(half)
+    found = find_checkpoints(config.out_dir) if config.resume else []
+    for step, folder in reversed(found):
+        try:
+            facts = read_facts(step, folder)
+            changed = changed_settings(config, facts, shards)
+            check_shapes(folder, model)
+            check_room(config, model, step, max_steps)
+            if log.size() >= (size := facts["log_size"]):
+                config_of(read_log(log.path, size), log.path)
+                if log.path.read_bytes()[size - 1 : size] != b"\n":
+                    raise UserError(f"{log.path} is not the log of {folder}: remove it, and the "
+                                    "run goes on with a new one")
+            return facts | {"folder": str(folder), "changed": changed}
+        except Damaged as error:
+            print(f"passed over {error}")
+    check_room(config, model, 0, max_steps)
+    clear_folder(config.out_dir)
+    return {}
+
+
+def clear_folder(out_dir):
+    """Make room for a new run: checkpoints of an earlier one move to a folder earlier_N."""
+    if earlier := find_checkpoints(out_dir):
+        names = (Path(out_dir, f"earlier_{number}") for number in range(1, sys.maxsize))
+        aside = next(path for path in names if not path.exists())
+        aside.mkdir()
+        for _, folder in earlier:
+            os.replace(folder, aside / folder.name)
+        print(f"set aside {len(earlier)} checkpoints of an earlier run: {aside}")
+
+
+def wait_for(saving, log):
+    """Until the last checkpoint is whole. Raises UserError if it or the log cannot be written."""
+    error = saving and saving.exception() or log.error
+    if isinstance(error, OSError):
+        raise UserError(f"cannot write to {log.path.parent} ({error}): make room there, then go on "
+                        "with --resume")
+    if error:
+        raise error
+
+
+def random_states(ranks):
+    """Of torch's random numbers: {"rng.cpu": (ranks, bytes) uint8, and "rng.cuda" on GPUs}, on the
+    CPU. All ranks call it together."""
+    states = {"rng.cpu": torch.get_rng_state()}
+    if ranks.device.type == "cuda":
+        states["rng.cuda"] = torch.cuda.get_rng_state(ranks.device)
+    for name, state in states.items():
+        every = torch.zeros(ranks.ddp_world_size, len(state), dtype=torch.uint8)
+        every[ranks.ddp_rank] = state  # the other rows are the others'
+        states[name] = sum_over_ranks(every, ranks).cpu()
+    return states
 
 
 # -----------------------------------------------------------------------------
@@ -1044,6 +1455,33 @@ def flops_per_token(model, T):
     return 6 * weights + 12 * c.n_layer * c.n_embd * T
 
 
+class Stop:
+    """A wish to end: SIGTERM and SIGUSR1 (Slurm, machines that are taken away), Ctrl-C.
+
+    The handler only remembers it, and the loop asks between two steps. A second Ctrl-C leaves at
+    once. Windows has no SIGUSR1.
+    """
+
+    def __init__(self):
+        self.asked = ""  # the signal's name
+        names = [name for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+        self.before = {name: signal.signal(getattr(signal, name), self.remember) for name in names}
+
+    def remember(self, number, frame):
+        self.asked = signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def end(self):
+        """Leave the signals to whoever had them."""
+        for name, handler in self.before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def on_any_rank(flag, ranks):
+    """Whether it is true on one rank at least: all get the same answer at the same step."""
+    return sum_over_ranks(torch.tensor(float(bool(flag))), ranks).item() > 0
+
+
 def describe(config, model, ranks, dtype, compiled, train, val, n_examples, max_steps,
              grad_accum_steps):
     """What the run found and will do, as (name, text) rows."""
@@ -1076,19 +1514,29 @@ def describe(config, model, ranks, dtype, compiled, train, val, n_examples, max_
     ]
 
 
-def evaluate(step, config, model, enc, val, encoded, log, ranks, dtype):
-    """Validation, HellaSwag and samples after `step` updates: printed and logged."""
+def evaluate(step, config, model, enc, val, encoded, log, ranks, dtype, stop):
+    """Validation, HellaSwag and samples after `step` updates: printed and logged.
+
+    Returns False if a wish to stop cut it short: all of it is to be done again, then.
+    """
     t0 = time.perf_counter()
-    val_loss = validate(model, val, config.val_tokens, config.B, config.T, ranks, dtype)
+    val_loss = validate(model, val, config.val_tokens, config.B, config.T, ranks, dtype, stop)
+    if on_any_rank(stop.asked, ranks):
+        return False
+    if not math.isfinite(val_loss):
+        raise UserError(f"validation loss {val_loss} after step {step}: go on with --resume and a "
+                        "lower --max-lr")
     log.value(step, "val", val_loss)
     text = f"step {step:5d} | val {val_loss:.4f}"
     if encoded:
-        acc, error = evaluate_hellaswag(model, encoded, ranks, dtype)
+        acc, error = evaluate_hellaswag(model, encoded, ranks, dtype, stop)
+        if on_any_rank(stop.asked, ranks):
+            return False
         log.value(step, "hella", acc)
         log.note(step=step, hella_standard_error=error, hella_examples=len(encoded))
         text += f" | hella {acc:.4f} +- {error:.4f}"
     if not ranks.master_process:
-        return
+        return True
     samples = []
     if config.sample_tokens:
         samples = sample(model, enc, config.prompt, 4, config.sample_tokens, config.temperature,
@@ -1096,6 +1544,7 @@ def evaluate(step, config, model, enc, val, encoded, log, ranks, dtype):
     print(f"{text} | evaluated in {time.perf_counter() - t0:.1f} s")
     for number, continuation in enumerate(samples):
         print(f"  sample {number}: {continuation!r}")
+    return True
 
 
 def init_model(config):
@@ -1114,9 +1563,9 @@ def init_model(config):
     return model
 
 
-def print_step(step, max_steps, loss, lr, norm, dt, total_batch_size, mfu, began):
+def print_step(step, max_steps, loss, lr, norm, dt, total_batch_size, mfu, began, first=0):
     """One line; dt is the training step alone, ETA counts evaluation in."""
-    eta = (time.perf_counter() - began) / (step + 1) * (max_steps - step - 1)
+    eta = (time.perf_counter() - began) / (step + 1 - first) * (max_steps - step - 1)
     hours, minutes, seconds = int(eta // 3600), int(eta // 60 % 60), int(eta % 60)
     print(f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
           f"dt {1000 * dt:.0f} ms | {total_batch_size / dt:,.0f} tok/sec | MFU {mfu} | "
@@ -1155,9 +1604,11 @@ def main():
     if config.init_from:  # the log shall hold the sizes that the network has
         sizes = asdict(raw_model.config)
         config = replace(config, **{name: sizes[name] for name in ("n_layer", "n_head", "n_embd")})
-    if master:
-        check_writable(config.out_dir)
     max_steps = config.max_steps or (train.n_tokens - 1) // config.total_batch_size
+    shards = [[Path(shard.name).name, shard.n_tokens] for shard in train.shards]
+    lock = FileLock(Path(config.out_dir) / ".lock")  # freed with this name, when main() ends
+    saved = on_master(ranks, functools.partial(open_folder, config, lock, shards, raw_model,
+                                               max_steps))
 
     torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
     dtype = choose_dtype(config.dtype, device)
@@ -1169,41 +1620,85 @@ def main():
     optimizer = configure_optimizer(raw_model, config.weight_decay, config.max_lr)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     loader = DataLoader(train, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size)
+    first, changed = saved.get("step", 0), saved.get("changed", {})
+    if saved:
+        checkpoint = Path(saved["folder"])
+        tensors = share(read_tensors(checkpoint) if master else {}, ranks)
+        restore(raw_model, optimizer, scaler, saved, tensors, ranks)
+        loader.position = saved["position"]
     flops = flops_per_token(raw_model, config.T) * config.total_batch_size / ranks.ddp_world_size
     peak = peak_flops(device, dtype)
 
     log = Log(Path(config.out_dir) / "log.txt", master)
-    log.note(config=asdict(config), ranks=ranks.ddp_world_size, device=str(device),
+    goes_on = bool(saved) and log.cut(saved["log_size"])  # else a header begins a new run
+    if not goes_on:
+        log.cut(log.whole_lines())
+    log.note(**({"resumed": first, "changed": changed} if goes_on else {"config": asdict(config)}),
+             ranks=ranks.ddp_world_size, device=str(device),
              parameters=raw_model.num_params(), max_steps=max_steps, torch=torch.__version__,
              python=platform.python_version(), system=platform.platform())
     if master:
         for name, text in describe(config, raw_model, ranks, dtype, compiled, train, val,
                                    len(encoded), max_steps, grad_accum_steps):
             print(f"{name:10s} | {text}")
+        if saved:
+            print(f"resumed    | at step {first:,} of {checkpoint}"
+                  + "".join(f", {name} {a} -> {b}" for name, (a, b) in changed.items()))
 
+    writer, saving = ThreadPoolExecutor(1), None  # one thread: one checkpoint at a time
+    stop, evaluated = Stop(), saved.get("evaluated")
+    spikes = Spikes(saved.get("spikes"), config.skip_spikes)
     began = time.perf_counter()
-    for step in range(max_steps + 1):  # `step` updates have been made
+    for step in range(first, max_steps + 1):  # `step` updates have been made
         last_step = step == max_steps
-        if step % config.eval_every == 0 or last_step:
-            evaluate(step, config, raw_model, enc, val, encoded, log, ranks, dtype)
-        if master and (last_step or step and step % config.checkpoint_every == 0):
+        failed = log.error or saving and saving.done() and saving.exception()
+        stopping = on_any_rank(stop.asked or failed, ranks)
+        if stopping:
+            on_master(ranks, functools.partial(wait_for, saving, log))
+        evaluates = (step % config.eval_every == 0 or last_step) and step != evaluated
+        if evaluates and not stopping:
+            size = log.size()
+            if evaluate(step, config, raw_model, enc, val, encoded, log, ranks, dtype, stop):
+                evaluated = step
+            else:  # all of it again, when the run goes on
+                log.cut(size)
+                stopping = True
+        saves = stopping or last_step or step and step % config.checkpoint_every == 0
+        if saves and step != saved.get("step"):
+            rng = random_states(ranks)
             checkpoint = Path(config.out_dir) / f"checkpoint_{step:06d}"
-            save_checkpoint(checkpoint, raw_model, optimizer, scaler, step, loader.position, config)
-        if last_step:
+            on_master(ranks, functools.partial(wait_for, saving, log))  # one at a time
+            if master:
+                saving = save_checkpoint(
+                    checkpoint, raw_model, optimizer, scaler, step, loader.position, config, rng,
+                    writer, log_size=log.size(), shards=shards, evaluated=evaluated,
+                    spikes=dict(spikes.seen))  # a copy, as all that is written later
+        if last_step or stopping:
             break
 
         t0 = time.perf_counter()
         lr = get_lr(step, config.max_lr, config.final_lr, config.warmup_steps, max_steps)
         loss, norm = train_step(model, loader, optimizer, scaler, lr, grad_accum_steps, ranks,
-                                dtype)
+                                dtype, spikes)
         dt = time.perf_counter() - t0
         log.value(step, "train", loss)
+        if spikes.high:
+            log.note(step=step, spike=spikes.high, skipped=spikes.skipped)
         if master and (step % config.print_every == 0 or step == max_steps - 1):
             mfu = f"{flops / dt / peak:.1%}" if peak else "unknown"
-            print_step(step, max_steps, loss, lr, norm, dt, config.total_batch_size, mfu, began)
+            print_step(step, max_steps, loss, lr, norm, dt, config.total_batch_size, mfu, began,
+                       first)
 
-    if master:
-        save_curves(log.path, Path(config.out_dir) / "curves.png")
+    on_master(ranks, functools.partial(wait_for, saving, log))
+    writer.shutdown()
+    stop.end()
+    if master and stopping:
+        print(f"stopped by {stop.asked or 'a signal to another rank'} at step {step}: the same "
+              f"command with --resume goes on from {checkpoint}")
+    if not stopping:
+        on_master(ranks, functools.partial(save_curves, log.path,
+                                           Path(config.out_dir) / "curves.png"))
+    if master and not stopping:
         print_ending(config, checkpoint)
     if ranks.ddp:
         dist.barrier()  # the master has saved: torchrun ends everyone when one process ends badly

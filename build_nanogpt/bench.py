@@ -4,7 +4,9 @@ import contextlib
 import json
 import platform
 import statistics
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,6 +40,10 @@ class Config:
     """cuda, mps, cpu, or auto for the first of them that is there"""
     json: str = ""
     """write the figures to this file too"""
+    saving: bool = False
+    """measure what a checkpoint costs, and nothing else; with --steps steps from one to the next"""
+    folder: str = "."
+    """with --saving: checkpoints are written to this folder's disk, and removed"""
 
 
 def written_out_attention(self, x):
@@ -179,9 +185,63 @@ def ladder(config, device):
                   train_gpt2.peak_flops(device, bf16))
 
 
+def saving(config, device):
+    """A checkpoint written at once and in the background, against none: how long training stands
+    still for it, and how much longer the steps take until it is on the disk."""
+    step, scaler = Step(config, device), torch.amp.GradScaler("cpu", enabled=False)
+    step()  # now the optimizer has its averages
+    settings = train_gpt2.TrainConfig()
+    variants = {"no checkpoint": [], "written at once": [], "in the background": []}
+    with tempfile.TemporaryDirectory(dir=config.folder) as folder, ThreadPoolExecutor(1) as writer:
+        path = Path(folder) / "checkpoint"
+
+        def steps(name):
+            """(seconds that saving took of this thread, seconds of all steps)."""
+            synchronize(device)
+            blocked, saved, began = 0.0, None, time.perf_counter()
+            for i in range(config.steps):
+                step()
+                if i == 0 and name != "no checkpoint":
+                    t0 = time.perf_counter()
+                    saved = train_gpt2.save_checkpoint(
+                        path, step.raw_model, step.optimizer, scaler, 1, 0, settings,
+                        writer=writer if name == "in the background" else None)
+                    blocked = time.perf_counter() - t0
+            synchronize(device)
+            took = time.perf_counter() - began
+            if saved:
+                t0 = time.perf_counter()
+                saved.result()
+                took += time.perf_counter() - t0  # the next checkpoint would have waited for it
+            return blocked, took
+
+        for _ in tqdm(range(config.repeats), leave=False, disable=None):
+            for name, times in variants.items():
+                times.append(steps(name))
+        size = sum(file.stat().st_size for file in path.iterdir())
+    return report_saving(config, variants, size)
+
+
+def report_saving(config, variants, size):
+    rows, table = [], f"one checkpoint of {size / 1e6:,.1f} MB in {config.steps} steps"
+    print(f"\n{table}")
+    alone = statistics.median(took for _, took in variants["no checkpoint"])
+    for name, times in variants.items():
+        row = {"table": table, "variant": name,
+               "stall_ms": 1000 * statistics.median(blocked for blocked, _ in times),
+               "ms": 1000 * statistics.median(took for _, took in times)}
+        row["extra_ms"] = row["ms"] - 1000 * alone
+        row["extra_share"] = row["extra_ms"] / row["ms"]
+        print(f"  {name:20s} stall {row['stall_ms']:9.1f} ms, steps {row['ms']:10.1f} ms, "
+              f"{row['extra_ms']:9.1f} ms more: {row['extra_share']:.2%} of training")
+        rows.append(row)
+    return rows
+
+
 def main(config):
     """Measure the program's choices against what they replaced: attention, optimizer, and on a GPU
-    the ladder of TF32, bf16, compile, flash attention and a padded vocabulary."""
+    the ladder of TF32, bf16, compile, flash attention and a padded vocabulary. With --saving: what
+    a checkpoint costs."""
     for name in "n_layer", "n_head", "n_embd", "vocab_size", "B", "T", "repeats", "steps":
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: give 1 or more")
@@ -190,8 +250,8 @@ def main(config):
         f"{device.type}, {torch.get_num_threads()} threads")
     print(f"{card}, torch {torch.__version__}, {platform.platform()}, "
           f"{time.strftime('%Y-%m-%d')}; medians of {config.repeats}")
-    rows = attention_and_optimizer(config, device)
-    if device.type == "cuda":
+    rows = saving(config, device) if config.saving else attention_and_optimizer(config, device)
+    if device.type == "cuda" and not config.saving:
         rows += ladder(config, device)
     if config.json:
         facts = {"device": card, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),

@@ -1,6 +1,7 @@
 """The step's root is on the path; one thread a process, since two on few cores would fight."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,16 @@ torch.set_num_threads(1)
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes seconds; left out of checks in a hurry")
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """A run in this process that ends with an error does not keep the signals."""
+    names = [name for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    yield
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
 
 
 @pytest.fixture(scope="session")

@@ -81,3 +81,11 @@ def test_gpt2s_vocabulary_without_network(tmp_path):
                                "HTTPS_PROXY": "http://127.0.0.1:9"})
     assert done.returncode == 2 and done.stderr.startswith("error: cannot get GPT-2's vocabulary")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_temperature_whose_division_overflows_is_zero():
+    model, idx = lively_gpt(), torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        expected = model.generate(idx, 5, temperature=0)
+        for temperature in 1e-7, 1e-40, 1e-320:
+            assert torch.equal(model.generate(idx, 5, temperature=temperature), expected)

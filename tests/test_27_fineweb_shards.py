@@ -87,3 +87,11 @@ def test_a_block_that_wrote_no_file_does_not_hide_its_error(tmp_path):
     with pytest.raises(KeyboardInterrupt), common.whole(tmp_path / "file"):
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_larger_than_any_memory_is_refused(tmp_path):
+    source = write_parquet(tmp_path / "docs", make_documents(2))
+    for size in 2**62, 10**30:
+        done = fineweb(source, tmp_path / "out", "--shard-size", size)
+        assert done.returncode == 2 and f"--shard-size {size}: give" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -109,3 +109,27 @@ def test_killed_half_way_and_started_again_the_same_bytes(tmp_path):
     (out / "docs_train_000002.npy").unlink()
     assert fineweb(source, out, "--shard-size", 10_000).returncode == 0
     assert contents(out) == contents(whole)
+
+
+@pytest.mark.parametrize("following", [None, [1], [[0], 3], [[0, "1"], 3], [[0, 1], -3], "x"])
+def test_a_manifest_that_does_not_say_where_to_go_on_is_refused(following, tmp_path):
+    source, out = write_parquet(tmp_path / "docs", make_documents(75)), tmp_path / "out"
+    stopped(3, source, out, "--shard-size", 4000)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["shards"][-1]["following"] = following
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    before = contents(out)
+    done = fineweb(source, out, "--shard-size", 4000)
+    assert done.returncode == 2 and "is no manifest of fineweb.py" in done.stderr
+    assert contents(out) == before
+
+
+def test_a_shard_with_a_broken_header_is_written_again(tmp_path):
+    """numpy reads headers as Python, and fails as Python does."""
+    source, out = write_parquet(tmp_path / "docs", make_documents(75)), tmp_path / "out"
+    assert fineweb(source, out, "--shard-size", 4000).returncode == 0
+    before = contents(out)
+    path = out / "docs_train_000002.npy"
+    path.write_bytes(path.read_bytes().replace(b"(4000,)", b"(4000,}"))
+    assert fineweb(source, out, "--shard-size", 4000).returncode == 0
+    assert contents(out) == before

@@ -53,3 +53,12 @@ def test_a_broken_manifest_is_named(broken, tmp_path):
     (folder / "manifest.json").write_text(broken)
     with pytest.raises(UserError, match="manifest.json is no manifest"):
         find_shards(folder, "bytes")
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"tokenizer": "bytes", "shards": [{"file": "x", '
+                                  '"tokens": 1e999}]}'])
+def test_a_manifest_beyond_numbers_and_depths_is_none(text, tmp_path):
+    folder = write_shards(tmp_path / "shards")
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match="manifest.json is no manifest"):
+        find_shards(folder, "bytes")

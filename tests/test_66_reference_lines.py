@@ -47,9 +47,10 @@ def test_with_lines_it_is_a_picture(tmp_path):
     assert matplotlib.image.imread(tmp_path / "curves.png").shape[:2] == (480, 1200)
 
 
-def test_a_log_without_a_header_has_no_lines_to_choose(tmp_path):
+@pytest.mark.parametrize("header", ["", '# {"config": {"vocab_size": 257}}\n', '# {"config": 5}\n'])
+def test_a_log_without_a_header_has_no_lines_to_choose(header, tmp_path):
     from matplotlib.figure import Figure
 
-    (tmp_path / "log.txt").write_text("0 train 1.5\n")
+    (tmp_path / "log.txt").write_text(header + "0 train 1.5\n")
     with pytest.raises(UserError, match="has no line with the run's configuration"):
         draw_curves(tmp_path / "log.txt", Figure().subplots(1, 2))

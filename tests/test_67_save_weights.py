@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+import safetensors.torch
 import torch
 from helpers import (
     bytes_encoded,
@@ -85,3 +87,13 @@ def test_hellaswag_scores_our_folder(tmp_path, monkeypatch, capsys):
         p = count / 12
         assert (f"{name:8s} {p:.4f} +- {hellaswag.standard_error(p, 12):.4f}  ({count:.0f} of 12)"
                 in said)
+
+
+def test_a_full_disk_is_an_oserror(tmp_path, monkeypatch):
+    """safetensors has an error of its own, which nothing else knows: it would be a traceback."""
+    def full(*args):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="safetensors.*: I/O error: No space left on device"):
+        lively_gpt().save_pretrained(tmp_path / "x.safetensors")

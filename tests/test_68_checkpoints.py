@@ -147,6 +147,13 @@ def test_whole_or_absent(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def test_a_folder_takes_the_place_of_a_file(tmp_path):
+    (tmp_path / "name").write_text("a file")
+    with whole(tmp_path / "name") as path:
+        path.mkdir()
+    assert (tmp_path / "name").is_dir() and len(list(tmp_path.iterdir())) == 1
+
+
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     """A half-written folder of an earlier process does not mix with the new one's files."""
     (tmp_path / ".folder.tmp").mkdir()

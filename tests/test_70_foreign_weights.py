@@ -32,6 +32,7 @@ def drop_a_weight(folder):
 DAMAGES = {
     "no config": lambda f: (f / "config.json").unlink(),
     "broken config": lambda f: (f / "config.json").write_text("{"),
+    "bottomless config": lambda f: (f / "config.json").write_text("[" * 10**5),
     "config is a list": lambda f: (f / "config.json").write_text("[]"),
     "config is binary": lambda f: (f / "config.json").write_bytes(bytes(range(256))),
     "another network": lambda f: change_config(f, model_type="llama"),
@@ -107,3 +108,9 @@ def test_nothing_but_sizes_is_taken_from_a_config(folder, tmp_path, monkeypatch)
 def test_what_transformers_saves_is_taken(hf_folder, tmp_path):
     shutil.copytree(hf_folder, tmp_path / "model")
     assert GPT.from_pretrained(tmp_path / "model").config.n_layer == 3
+
+
+def test_nothing_is_said_beside_the_network(folder, capfd):
+    """transformers has opinions on end-of-text ids where the vocabulary is not GPT-2's."""
+    GPT.from_pretrained(folder)
+    assert capfd.readouterr() == ("", "")

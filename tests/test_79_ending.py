@@ -51,7 +51,7 @@ def test_laptop_is_the_whole_job(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "validation" in done.stdout and "40 examples of heldout" in done.stdout
     assert done.stdout.count("sample 3: 'The ") + done.stdout.count('sample 3: "The ') == 2
-    files = sorted(path.name for path in (tmp_path / "run").iterdir())
+    files = sorted(path.name for path in (tmp_path / "run").glob("[!.]*"))
     assert files == ["checkpoint_000030", "curves.png", "log.txt"]
     for name in files:
         assert str(tmp_path / "run" / name) in done.stdout

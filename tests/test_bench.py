@@ -63,3 +63,17 @@ def test_bad_input_is_one_line(args, words, tmp_path):
 def test_help(tmp_path):
     assert "bench" in bench("--help", cwd=tmp_path).stdout
     assert "--repeats" in bench("bench", "--help", cwd=tmp_path).stdout
+
+
+def test_what_saving_costs(tmp_path):
+    """The stall is a part of the whole; in the background it is the copy alone."""
+    done = bench("bench", *SMALL, "--saving", "--steps", "20", "--folder", tmp_path, "--json",
+                 tmp_path / "bench.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    none, at_once, background = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert none["stall_ms"] == 0 == none["extra_ms"]
+    assert at_once["stall_ms"] > 0 and background["stall_ms"] > 0
+    for row in at_once, background:
+        assert row["stall_ms"] < row["ms"]
+        assert row["extra_ms"] == pytest.approx(row["ms"] - none["ms"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json"]

@@ -1,0 +1,87 @@
+"""With --skip-spikes, a step that stands out changes nothing but the place in the data."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from helpers import (
+    CPU,
+    TINY,
+    lively_gpt,
+    main_here,
+    no_scaler,
+    refusal,
+    stream_of,
+    text_tokens,
+    write_shards,
+)
+
+import train_gpt2
+from train_gpt2 import DataLoader, Spikes, configure_optimizer, train_step
+
+
+@pytest.mark.parametrize("skip_above, skipped", [(None, False), (8.0, True), (4.0, True),
+                                                 (1e6, False), (0.0, True)])
+def test_a_spike_leaves_weights_and_averages_as_they_were(skip_above, skipped, monkeypatch):
+    model = lively_gpt()
+    optimizer = configure_optimizer(model, 0.1, 1e-3)
+    loader = DataLoader(stream_of(text_tokens(5000)), 4, 16)
+    usual = {"loss": [4.0, 4.1] * 64, "norm": [1.0, 1.1] * 64}
+    spikes = Spikes(usual, skip_above)
+
+    def step(times):
+        monkeypatch.setattr(train_gpt2, "accumulate_gradients", lambda model, loader, *args,
+                            original=accumulate: original(model, loader, *args) * 0 + times)
+        return train_step(model, loader, optimizer, no_scaler(), 1e-3, 2, CPU, torch.float32,
+                          spikes)
+
+    accumulate = train_gpt2.accumulate_gradients
+    monkeypatch.setattr(train_gpt2.nn.utils, "clip_grad_norm_", lambda *args: torch.tensor(1.0))
+    step(3.9)  # below all of them: taken, whatever the limit
+    assert not spikes.skipped and not spikes.high
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+    position = loader.position
+    loss, _ = step(4.0 + 0.05 * 10)  # nine standard deviations and a little above the mean
+    assert loss == pytest.approx(4.5) and loader.position == position + 128
+    assert spikes.skipped == skipped and spikes.high["loss"] > 6
+    same = all(torch.equal(v, before[0][name]) for name, v in model.state_dict().items())
+    same_state = all(torch.equal(v, before[1][i][kind]) for i, values
+                     in optimizer.state_dict()["state"].items() for kind, v in values.items())
+    assert (same, same_state) == (skipped, skipped)
+    assert all(p.grad is None for p in model.parameters()), "the next step begins without it"
+
+
+def test_the_scaler_is_content_with_a_step_left_out():
+    """float16: unscale_ without step, then update, and the next step as usual."""
+    model, scaler = lively_gpt(), torch.amp.GradScaler("cpu", init_scale=8.0)
+    optimizer = configure_optimizer(model, 0.1, 1e-3)
+    loader = DataLoader(stream_of(text_tokens(5000)), 4, 16)
+    spikes = Spikes({"loss": [0.0, 0.1] * 64, "norm": [0.0, 0.1] * 64}, 6.0)
+    skipped = []
+    for _ in range(3):
+        train_step(model, loader, optimizer, scaler, 1e-3, 2, CPU, torch.float16, spikes)
+        skipped.append(spikes.skipped)
+        spikes.skip_above = math.inf
+    assert skipped == [True, False, False]
+    assert [state["step"].item() for state in optimizer.state.values()] == [2.0] * len(
+        optimizer.state)
+
+
+def test_the_log_says_which_were_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(Spikes, "WINDOW", 4)
+    main_here(monkeypatch, *TINY, "--data", write_shards(tmp_path / "shards"), "--val-tokens", 512,
+              "--sample-tokens", 0, "--max-steps", 12, "--max-lr", 1e-9, "--min-lr", 0,
+              "--skip-spikes", 0.5, "--out-dir", tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    notes = [json.loads(line[2:]) for line in log if "\"spike\"" in line]
+    assert notes and all(note["skipped"] for note in notes)
+    assert all(z > 0.5 for note in notes for z in note["spike"].values())
+
+
+def test_a_limit_below_zero_is_refused(tmp_path, monkeypatch, capsys):
+    for value in -1, "nan":
+        said = refusal(train_gpt2.main, *TINY, "--data", tmp_path, "--skip-spikes", value,
+                       monkeypatch=monkeypatch, capsys=capsys)
+        assert "--skip-spikes" in said and "give 0 or more" in said
