@@ -156,9 +156,9 @@ class Plan:
     answers.
     """
 
-    def __init__(self, steps, trees, run, latest_only, quick):
+    def __init__(self, steps, trees, run, latest_only, quick, every):
         self.steps, self.trees, self.run, self.latest_only = steps, trees, run, latest_only
-        self.quick = quick
+        self.quick, self.every = quick, every
         self.tasks, self.asked, self.known = [], {}, {}
         self.mistakes = {}
 
@@ -190,7 +190,9 @@ class Plan:
                      if title not in step.lesson.sections]
         scripts = sorted(path for path in tree if path.endswith(".py") and "/" not in path)
         asked["imports"] = self.add(tree, {"kind": "imports", "scripts": scripts})
-        files = step.born if self.latest_only else test_files(tree)
+        files = test_files(tree)
+        if self.latest_only or ((step.number + 1) % self.every and step is not self.steps[-1]):
+            files = step.born
         asked["tests"] = self.add_tests(step, files)
         if step.born and not says_untested(step):
             before = self.trees[step.number - 1] if step.number else {}
@@ -286,15 +288,16 @@ def judge(step, plan, results):
 
 
 def check_series(steps, numbers=None, run=False, latest_only=False, jobs=2, report=None,
-                 quick=False):
+                 quick=False, every=1):
     """Check the steps with these numbers, all if None; `report` is called with each Result in
     order, as soon as it is known. Returns the list of Results.
 
     quick: tests marked slow run in the step that bears them and in the last, not in between.
+    every: the tests of earlier steps run in each `every`-th step and in the last.
     A patch that does not apply is the failure of its step, and the last Result.
     """
     trees, error = load_trees(steps)
-    plan = Plan(steps, trees, run, latest_only, quick)
+    plan = Plan(steps, trees, run, latest_only, quick, every)
     wanted = [step for step in steps[:len(trees)] if numbers is None or step.number in numbers]
     for step in wanted:
         plan.add_step(step)

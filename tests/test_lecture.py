@@ -23,8 +23,10 @@ BORN_IN, OLD, NEW = 11, "n_layer) ** -0.5", "n_layer) ** -0.50"
 @pytest.fixture(scope="module")
 def results():
     """Of all steps, checked side by side. The last one's tests are those of this very folder, so
-    here they need not run twice; nor do slow ones in steps after their own."""
-    checked = check_series(STEPS, range(LAST.number), jobs=os.cpu_count() or 1, quick=True)
+    here they need not run twice; nor do slow ones in steps after their own. A step is held against
+    its own tests, each eighth also against all earlier ones: `check` does so for every step."""
+    checked = check_series(STEPS, range(LAST.number), jobs=os.cpu_count() or 1, quick=True,
+                           every=8)
     last = check_series(STEPS, {LAST.number}, latest_only=True, jobs=os.cpu_count() or 1)
     return {result.step.number: result for result in checked + last}
 

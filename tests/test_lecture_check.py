@@ -241,7 +241,7 @@ def test_results_are_taken_over_where_nothing_changed(tmp_path):
     lecture.write_steps(tmp_path, trees[:3])
     steps = read_series(tmp_path)
     files, _ = check.load_trees(steps)
-    plan = check.Plan(steps, files, False, False, False)
+    plan = check.Plan(steps, files, False, False, False, 1)
     for step in steps:
         plan.add_step(step)
     ran = [[tree is files[0], task["files"]] for tree, task in plan.tasks
@@ -251,6 +251,9 @@ def test_results_are_taken_over_where_nothing_changed(tmp_path):
                    [False, ["tests/test_02_output.py"]]]
     results = check.check_series(steps)
     assert [result.tests for result in results] == [1, 2, 3] and all(r.ok for r in results)
+    # with every=2 what a step does not bear runs in steps 1, 3, ... and in the last
+    assert [result.tests for result in check.check_series(steps, every=2)] == [1, 2, 3]
+    assert [result.tests for result in check.check_series(steps, every=3)] == [1, 1, 3]
 
 
 # -----------------------------------------------------------------------------
