@@ -19,7 +19,7 @@ from build_nanogpt.git import (
     list_tree,
     read_blobs,
 )
-from build_nanogpt.series import parse_patch, read_plain, read_series, tag_of
+from build_nanogpt.series import named_steps, parse_patch, read_plain, read_series, tag_of
 from common import UserError, whole
 
 
@@ -218,7 +218,7 @@ def unnamed(root, tags):
     changelog = Path(root) / "CHANGELOG.md"
     text = changelog.read_text(encoding="utf-8") if changelog.is_file() else ""
     part = re.search(r"^## \[?Unreleased\b.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    return [tag for tag in tags if not part or not re.search(rf"\b{tag}\b", part[0])]
+    return [tag for tag in tags if not part or tag not in named_steps(part[0])]
 
 
 def describe(root, written, files, gone):

@@ -23,7 +23,7 @@ from build_nanogpt.build import (
 from build_nanogpt.check import check_aloud, load_trees
 from build_nanogpt.export import differs, top_files
 from build_nanogpt.git import ROOT, Repository, Scratch, bare_tree, diff_patch, empty_tree
-from build_nanogpt.series import parse_patch, read_series, tag_of
+from build_nanogpt.series import named_steps, parse_patch, read_series, tag_of
 from common import UserError
 
 RELEASE = re.compile(r"refs/tags/lecture-v(\d+)\.(\d+)\.(\d+)")
@@ -103,7 +103,7 @@ def check_changelog(version, part, tip, changed):
     if f"lecture tip `{tip}`" not in part:
         raise UserError(f"CHANGELOG.md's part {version} does not hold the line: lecture tip "
                         f"`{tip}`")
-    missing = [tag for tag in changed if not re.search(rf"\b{tag}\b", part)]
+    missing = [tag for tag in changed if tag not in named_steps(part)]
     if missing:
         raise UserError(f"CHANGELOG.md's part {version} does not name {', '.join(missing)}, whose "
                         "lines changed since the last release: say what changed")

@@ -21,6 +21,16 @@ def tag_of(number):
     return f"step-{number:02d}"
 
 
+def named_steps(text):
+    """The tags that a part of the changelog names: step-04, step-85 to step-91, step-27 (30, 33).
+    """
+    numbers = set()
+    for first, last, later in re.findall(
+            r"\bstep-(\d+)\b(?:`? to `?step-(\d+)\b)?(?:`? \((\d+(?:, \d+)*)\))?", text):
+        numbers |= {*range(int(first), int(last or first) + 1), *map(int, re.findall(r"\d+", later))}
+    return {tag_of(number) for number in numbers}
+
+
 @dataclass(frozen=True)
 class FileChange:
     """What a patch does to one file: its modes, and its `+`, `-` and `\\` lines in order."""

@@ -5,6 +5,7 @@ import pytest
 from lecture_helpers import commit, git, refs
 
 from build_nanogpt import build, release
+from build_nanogpt.series import named_steps
 from common import UserError
 
 HEAD = "# Changelog\n\n## Unreleased\n\n"
@@ -104,6 +105,12 @@ def test_the_changelog(root):
         refuse(root, words)
     write_changelog(root, f"## [1.0.0] - 2026-01-02\n\nlecture tip `{right}`\n")
     run_release(root)
+
+
+def test_the_changelogs_ways_to_name_steps():
+    text = "- step-04, 0:33:31: x\n- `step-27` (30, 41), 3:10:21\n- step-85 to step-87: y; step-100"
+    assert named_steps(text) == {f"step-{n}" for n in ("04", 27, 30, 41, 85, 86, 87, 100)}
+    assert named_steps("steps 5 to 7, step-1x") == set()
 
 
 def test_changed_steps_are_named(root):
