@@ -27,7 +27,8 @@ def named_steps(text):
     numbers = set()
     for first, last, later in re.findall(
             r"\bstep-(\d+)\b(?:`? to `?step-(\d+)\b)?(?:`? \((\d+(?:, \d+)*)\))?", text):
-        numbers |= {*range(int(first), int(last or first) + 1), *map(int, re.findall(r"\d+", later))}
+        numbers |= {*range(int(first), int(last or first) + 1)}
+        numbers |= {*map(int, re.findall(r"\d+", later))}
     return {tag_of(number) for number in numbers}
 
 
