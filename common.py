@@ -1,6 +1,7 @@
 """What the scripts share and what is not about GPT-2. The program to read is train_gpt2.py."""
 
 import contextlib
+import ctypes
 import hashlib
 import io
 import logging
@@ -94,6 +95,18 @@ def find_device(name="auto"):
     if not usable.get(device.type, False):
         raise UserError(f"--device {name}: this machine or this torch has none, use --device cpu")
     return device
+
+
+def keep_memory():
+    """Memory that a tensor on the CPU has left is kept for the next one (Linux with glibc).
+
+    Else what is larger than 32 MB goes back to the system and comes anew, and the system clears
+    every 4 kB of it at the first touch.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or system
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no memory that is mapped for one tensor alone
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is handed back at the end
 
 
 # -----------------------------------------------------------------------------

@@ -156,22 +156,46 @@ def encode(examples, enc, block_size):
     return encoded
 
 
-def batches(encoded, tokens_per_batch=4096):
-    """Lists of examples of like length: sorted, and as many together as fit when padded.
+def in_rows(example):
+    """Tokens of an example whose four rows are padded to the longest."""
+    return 4 * max(map(len, example.rows))
+
+
+def batches(encoded, tokens_per_batch=4096, size=in_rows):
+    """Lists of examples of like size: sorted, and as many together as fit when padded.
 
     The batches depend on nothing but the examples, so that every run scores the same ones.
     """
-    def longest(example):
-        return max(map(len, example.rows))
-
     batch = []
-    for example in sorted(encoded, key=longest):
-        if batch and 4 * (len(batch) + 1) * longest(example) > tokens_per_batch:
+    for example in sorted(encoded, key=size):
+        if batch and (len(batch) + 1) * size(example) > tokens_per_batch:
             yield batch
             batch = []
         batch.append(example)
     if batch:
         yield batch
+
+
+def pack(example):
+    """The context once, then what predicts the tokens of each ending: a row of (token, its position
+    in the text, part, target). The part is 0 in the context, an ending's number from 1 on after it;
+    the context's last token predicts in every ending, and stands in all four.
+
+    Four rows, in a list, where long endings have cut the context to different lengths; else one.
+    """
+    rows, contexts = [], [row[:-n] for row, n in zip(example.rows, example.n_ending, strict=True)]
+    for part, (row, context) in enumerate(zip(example.rows, contexts, strict=True), start=1):
+        last = len(context) - 1
+        if not rows or contexts.count(context) < 4:
+            rows.append([(token, at, 0, 0) for at, token in enumerate(context[:last])])
+        rows[-1] += [(row[at], at, part, row[at + 1]) for at in range(last, len(row) - 1)]
+    return rows
+
+
+def in_packs(example):
+    """Tokens of an example whose packed rows, mostly one, are padded to the longest."""
+    rows = pack(example)
+    return len(rows) * max(map(len, rows))
 
 
 # -----------------------------------------------------------------------------
@@ -204,6 +228,29 @@ def score(model, batch, device):
     return sums.view(-1, 4), (sums / n_ending).view(-1, 4)
 
 
+@torch.no_grad()
+def score_packed(model, batch, device):
+    """As score(), for a model with hidden(idx, pos=, mask=) and lm_head: a context is computed
+    once for its four endings, and logits are made only where an ending's token is predicted."""
+    rows = [(i, row) for i, example in enumerate(batch) for row in pack(example)]
+    table = torch.zeros(len(rows), max(len(row) for _, row in rows), 4, dtype=torch.long)
+    table[:, :, 2] = -1  # the padding is a part of its own
+    for line, (_, row) in zip(table, rows, strict=True):
+        line[: len(row)] = torch.tensor(row)
+    idx, pos, part, targets = table.to(device).unbind(dim=2)  # (rows, T) each
+    # a token sees the context and its own ending, up to its position
+    mask = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
+    mask &= pos[:, None, :] <= pos[:, :, None]
+    x = model.hidden(idx, pos=pos, mask=mask[:, None])
+
+    ending = part > 0
+    first = 4 * torch.tensor([i for i, _ in rows], device=device)[:, None]
+    of = (first + part - 1)[ending]  # which of the batch's endings
+    losses = F.cross_entropy(model.lm_head(x[ending]).float(), targets[ending], reduction="none")
+    sums = torch.zeros(4 * len(batch), device=device).index_add_(0, of, losses)
+    return sums.cpu().view(-1, 4), (sums / of.bincount()).cpu().view(-1, 4)
+
+
 def count_correct(model, encoded, device, ddp_rank=0, ddp_world_size=1, progress=False, stop=None):
     """How many of this rank's examples the model gets right, and how many there are.
 
@@ -211,12 +258,13 @@ def count_correct(model, encoded, device, ddp_rank=0, ddp_world_size=1, progress
     all ranks, then divide. stop: an object whose `asked` becomes true when there is no more time.
     """
     counts = torch.zeros(3, dtype=torch.float64)
-    mine = list(batches(encoded))[ddp_rank::ddp_world_size]
+    fast = hasattr(model, "hidden")
+    mine = list(batches(encoded, size=in_packs if fast else in_rows))[ddp_rank::ddp_world_size]
     for batch in tqdm(mine, desc="HellaSwag", leave=False, disable=None if progress else True):
         if stop and stop.asked:
             break
         labels = torch.tensor([example.label for example in batch])
-        sums, means = score(model, batch, device)
+        sums, means = (score_packed if fast else score)(model, batch, device)
         counts[0] += (sums.argmin(dim=1) == labels).sum()
         counts[1] += (means.argmin(dim=1) == labels).sum()
         counts[2] += len(batch)
@@ -261,7 +309,11 @@ def load_model(name_or_folder, device):
     if absent := sorted(info["missing_keys"]):  # transformers went on with random numbers there
         raise UserError(f"{name_or_folder} lacks weights of its config.json, {absent[0]} for one: "
                         "name a folder that holds them all")
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if model.config.model_type == "gpt2":  # what score_packed() asks for
+        model.hidden = lambda idx, pos, mask: model.transformer(
+            idx, position_ids=pos, attention_mask=mask, use_cache=False).last_hidden_state
+    return model
 
 
 def main():

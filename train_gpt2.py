@@ -1,6 +1,6 @@
 """GPT-2 (124M), reproduced from an empty file: the network, its training, its evaluation.
 
-    python train_gpt2.py laptop                 # nothing to download, no GPU, about three minutes
+    python train_gpt2.py laptop                 # nothing to download, no GPU, about two minutes
     python train_gpt2.py                        # one GPU, on the shards that fineweb.py made
     torchrun --standalone --nproc_per_node=8 train_gpt2.py                            # eight GPUs
 
@@ -30,6 +30,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.utils.checkpoint
 import tyro
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -49,6 +50,7 @@ from common import (
     find_device,
     get_tokenizer,
     hub_offline,
+    keep_memory,
     needs_network,
     parse,
     remove,
@@ -76,6 +78,25 @@ class GPTConfig:
     n_embd: int = 768
 
 
+class Cache:
+    """One layer's keys and values of the positions so far: (B, nh, n, hs) each, in memory for
+    `length` positions that is allocated once."""
+
+    def __init__(self, length):
+        self.length, self.n = length, 0
+
+    def extend(self, *new):
+        """Keep the k and v of the next positions. Returns those of all positions so far."""
+        if self.n == 0:
+            self.kept = [t.new_empty(*t.shape[:2], self.length, t.size(3)) for t in new]
+        if len(self.kept[0]) < len(new[0]):  # one prompt is continued in many ways
+            self.kept = [kept.repeat(len(new[0]), 1, 1, 1) for kept in self.kept]
+        begin, self.n = self.n, self.n + new[0].size(2)
+        for kept, t in zip(self.kept, new, strict=True):
+            kept[:, :, begin : self.n] = t
+        return [kept[:, :, : self.n] for kept in self.kept]
+
+
 class CausalSelfAttention(nn.Module):
     """Every position gathers what it needs from the positions before it, in n_head ways."""
 
@@ -88,13 +109,16 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True
 
-    def forward(self, x):
+    def forward(self, x, cache=None, mask=None):
         B, T, C = x.size()
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
                    for t in (q, k, v))
-        # softmax(q k^T / sqrt(hs)) v, masked to the past, without ever storing the (T, T) matrix
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if cache:
+            k, v = cache.extend(k, v)
+        # softmax(q k^T / sqrt(hs)) v, masked to the past, without ever storing the (T, T) matrix;
+        # one new position sees all that is in the cache
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T == k.size(2))
         y = y.transpose(1, 2).contiguous().view(B, T, C)  # heads side by side again
         return self.c_proj(y)
 
@@ -124,8 +148,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x, cache=None, mask=None):
+        x = x + self.attn(self.ln_1(x), cache, mask)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -134,6 +158,8 @@ class GPT(nn.Module):
     """GPT-2. Parameters are named and shaped as in the published checkpoints."""
 
     vocab_multiple = 64  # the product with the vocabulary is padded to a multiple of it
+    loss_rows = None  # positions whose logits exist at a time in the loss; None: all
+    recompute = False  # in the backward pass, what the blocks computed in the forward pass
 
     def __init__(self, config):
         super().__init__()
@@ -162,19 +188,35 @@ class GPT(nn.Module):
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
 
+    def hidden(self, idx, caches=None, pos=None, mask=None):
+        """idx (B, T) long -> (B, T, C): the stream after the last norm, before the vocabulary.
+
+        caches: a Cache a block; idx is then what follows on their positions, one token unless they
+        are empty. pos (B, T) long, mask (B, 1, T, T) bool: positions other than 0, 1, ..., and what
+        each may see in place of its past. Raises ValueError for more than block_size positions.
+        """
+        begin = caches[0].n if caches else 0
+        T = begin + idx.size(1) if pos is None else int(pos.max()) + 1
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens, but the network has {self.config.block_size} positions")
+        pos = torch.arange(begin, T, device=idx.device) if pos is None else pos
+        x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
+        for block, cache in zip(self.transformer.h, caches or [None] * self.config.n_layer,
+                                strict=True):
+            if self.recompute and self.training:
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x, cache, mask)
+        return self.transformer.ln_f(x)
+
     def forward(self, idx, targets=None):
         """idx (B, T) long -> logits (B, T, vocab_size), loss (mean over B T in nats, or None).
 
-        Raises ValueError for T > block_size.
+        With loss_rows and targets no logits are kept, and None stands in their place.
         """
-        B, T = idx.size()
-        if T > self.config.block_size:
-            raise ValueError(f"{T} tokens, but the network has {self.config.block_size} positions")
-        pos = torch.arange(T, device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
-        for block in self.transformer.h:
-            x = block(x)
-        x = self.transformer.ln_f(x)
+        x = self.hidden(idx)
+        if targets is not None and self.loss_rows:
+            return None, self.loss_in_parts(x.flatten(0, 1), targets.flatten())
         # 50,257 is odd, and kernels like powers of two: rows of zeros make it 50,304 = 64 * 786.
         # They exist in this product alone, so no id past the vocabulary can win or be sampled.
         V = self.config.vocab_size
@@ -185,20 +227,39 @@ class GPT(nn.Module):
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
 
+    def loss_in_parts(self, x, targets):
+        """The mean loss of x (rows, C) without ever holding logits for more than loss_rows of them:
+        the gradients of a part are computed with its loss, and the part's logits forgotten."""
+        weight, kind = self.lm_head.weight, x.device.type
+        if torch.is_autocast_enabled(kind):  # which does not know this function
+            x, weight = (t.to(torch.get_autocast_dtype(kind)) for t in (x, weight))
+        options = nn.LinearCrossEntropyOptions(
+            batch_chunk_size=self.loss_rows, allow_retain_graph=torch.compiler.is_compiling())
+        return F.linear_cross_entropy(x, weight, targets, options=options)
+
     def num_params(self):
         """Number of parameters, the shared matrix counted once: 124,439,808 for GPT-2 124M."""
         return sum(p.numel() for p in self.parameters())
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=50, generator=None):
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=50, generator=None, eot=None):
         """Continue idx (B, T) by max_new_tokens sampled tokens: (B, T + max_new_tokens).
 
         temperature 0 takes the likeliest token; top_k None chooses among all. generator: a
-        torch.Generator on idx's device, so that sampling leaves the global state alone.
+        torch.Generator on idx's device, so that sampling leaves the global state alone. eot: an
+        id; once all B rows have drawn it, fewer tokens are returned.
         """
+        T, block_size = idx.size(1), self.config.block_size
+        length = min(T + max_new_tokens, block_size)
+        caches = [Cache(length) for _ in self.transformer.h] if T <= block_size else None
+        new = idx[:1] if (idx == idx[:1]).all() else idx  # a prompt that all share is read once
         for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, -self.config.block_size :])
-            logits = logits[:, -1, :].float()  # (B, V): only the last position predicts the next
+            if idx.size(1) <= block_size:
+                x = self.hidden(new, caches)
+            else:  # the window slides: every token has another position, and all is new
+                x = self.hidden(idx[:, -block_size:])
+            # (B, V): the last position predicts the next
+            logits = self.lm_head(x[:, -1]).float().expand(len(idx), -1)
             if temperature < 1e-6:  # below, the division overflows
                 next_idx = logits.argmax(dim=-1, keepdim=True)
             else:
@@ -206,7 +267,9 @@ class GPT(nn.Module):
                 top, ids = logits.topk(k, dim=-1)  # (B, k)
                 probs = F.softmax(top / temperature, dim=-1)
                 next_idx = ids.gather(1, torch.multinomial(probs, 1, generator=generator))
-            idx = torch.cat((idx, next_idx), dim=1)
+            idx, new = torch.cat((idx, next_idx), dim=1), next_idx
+            if eot is not None and (idx[:, T:] == eot).any(dim=1).all():
+                break
         return idx
 
     @classmethod
@@ -444,6 +507,14 @@ def autocast(device, dtype):
     return torch.autocast(device_type=device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def choose_loss_rows(wanted, device):
+    """GPT.loss_rows. Older versions of torch have no such loss, and keep all logits."""
+    if not hasattr(nn, "LinearCrossEntropyOptions"):
+        return None
+    # on a CPU logits of all rows leave the caches; on a GPU they only cost memory
+    return (512 if device.type == "cpu" else 0) if wanted is None else wanted
+
+
 def compile_model(model, device, wanted, master=True):
     """torch.compile(model) where it is wanted (None: on cuda) and works, else the model itself."""
     if not (device.type == "cuda" if wanted is None else wanted):
@@ -454,7 +525,7 @@ def compile_model(model, device, wanted, master=True):
         if master:
             print(f"torch.compile does not work here ({type(error).__name__}): running eagerly")
         return model
-    return torch.compile(model)
+    return torch.compile(model, dynamic=False)  # every batch has one shape
 
 
 # -----------------------------------------------------------------------------
@@ -485,6 +556,11 @@ class TrainConfig:
     """tokens a sequence; without --init-from also the number of position embeddings"""
     total_batch_size: int = 2**19
     """tokens an optimizer step, over all ranks and micro-steps"""
+    loss_rows: int | None = None
+    """positions whose logits the loss holds at a time; 0: all; None: 512 on a CPU, elsewhere all"""
+    recompute: bool = False
+    """keep a block's input alone and compute the block again in the backward pass: about a quarter
+    more work, and a fraction of the memory"""
     max_steps: int | None = None
     """optimizer steps; None: one epoch of the shards found"""
     max_lr: float = 6e-4
@@ -493,6 +569,8 @@ class TrainConfig:
     """learning rate at the end; None: a tenth of --max-lr"""
     warmup_steps: int = 715
     """steps of linear warm-up: GPT-3's 375M tokens at 524,288 a step"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """of the blocks' matrices; embeddings, biases and norms always have AdamW"""
     weight_decay: float = 0.1
     """of matrices and embeddings; biases and norms have none"""
     shuffle: bool = False
@@ -526,6 +604,8 @@ class TrainConfig:
     128; None: take all, and mark those above 6 in the log"""
     print_every: int = 1
     """steps between printed lines; the log has every step"""
+    profile: int = 0
+    """steps to profile, from the fourth on: their costliest operations, and trace.json"""
     device: str = "auto"
     """cuda, mps, cpu, or auto for the first of them that is there"""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -552,8 +632,8 @@ PRESETS = {
         data="pydoc",
         n_layer=2, n_head=4, n_embd=128, vocab_size=TOKENIZERS["bytes"],
         B=16, T=128, total_batch_size=16 * 128,
-        max_steps=3000, max_lr=5e-3, min_lr=0.0, warmup_steps=50,
-        weight_decay=0.3,
+        max_steps=1800, max_lr=1e-2, min_lr=0.0, warmup_steps=50,
+        optimizer="muon", weight_decay=0.3,
         shuffle=True,
         prompt="The ", sample_tokens=160, temperature=0.8,
         hellaswag="heldout", hellaswag_limit=500,
@@ -578,7 +658,8 @@ def check_config(config, ddp_world_size):
     at_least = dict(n_layer=1, n_head=1, n_embd=1, B=1, T=1, total_batch_size=1, max_steps=1,
                     warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
                     hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1,
-                    print_every=1, keep=1, keep_every=1, skip_spikes=0)
+                    print_every=1, keep=1, keep_every=1, skip_spikes=0, loss_rows=0,
+                    profile=0)
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and not value >= least:
@@ -587,6 +668,9 @@ def check_config(config, ddp_world_size):
         raise UserError(f"--min-lr {config.min_lr}, --max-lr {config.max_lr}: give 0 <= min <= max")
     if config.seed >= 2**63:
         raise UserError(f"--seed {config.seed}: give less than 2**63")
+    if config.profile and config.profile + 3 > (config.max_steps or math.inf):
+        raise UserError(f"--profile {config.profile} of {config.max_steps} steps: three go before, "
+                        f"so give {config.max_steps - 3} or less, or more --max-steps")
     at_once = config.B * config.T * ddp_world_size
     if config.total_batch_size % at_once:
         nearest = max(1, round(config.total_batch_size / at_once)) * at_once
@@ -817,17 +901,26 @@ class DataLoader:
     rank; the tokens of an optimizer step are the same whatever B and the number of ranks are.
     """
 
-    def __init__(self, stream, B, T, ddp_rank=0, ddp_world_size=1, position=0):
+    def __init__(self, stream, B, T, ddp_rank=0, ddp_world_size=1, position=0, pinned=False):
         self.stream, self.B, self.T = stream, B, T
         self.ddp_rank, self.ddp_world_size = ddp_rank, ddp_world_size
-        self.position = position
+        self.position, self.pinned = position, pinned
+        self.reader, self.ahead = ThreadPoolExecutor(1), {}  # position: the batch that begins there
 
     def next_batch(self):
         """x, y: (B, T) long, y one token ahead of x. Moves on by B T tokens for every rank."""
-        n = self.B * self.T
-        tokens = torch.from_numpy(self.stream.read(self.position + self.ddp_rank * n, n + 1))
-        self.position += n * self.ddp_world_size
+        batch = self.ahead.pop(self.position, None) or self.reader.submit(self.read, self.position)
+        tokens = batch.result()
+        self.position += self.B * self.T * self.ddp_world_size
+        # while the caller computes with this batch, a thread reads the next one
+        self.ahead = {self.position: self.reader.submit(self.read, self.position)}
         return tokens[:-1].view(self.B, self.T), tokens[1:].view(self.B, self.T)
+
+    def read(self, position):
+        """This rank's B T + 1 tokens from `position` on; pinned: where a GPU copies them itself."""
+        n = self.B * self.T
+        tokens = torch.from_numpy(self.stream.read(position + self.ddp_rank * n, n + 1))
+        return tokens.pin_memory() if self.pinned else tokens
 
 
 def load_data(config):
@@ -855,19 +948,53 @@ def load_data(config):
 # optimizer and schedule
 
 
-def configure_optimizer(model, weight_decay, learning_rate):
+class MuonAdamW:
+    """Two optimizers that are one to the loop, with one `state` by parameter."""
+
+    def __init__(self, muon, adamw):
+        self.parts, self.state = (muon, adamw), muon.state
+        adamw.state = self.state
+
+    @property
+    def param_groups(self):
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self):
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none=True):
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+
+def has_muon(name, p):
+    """Muon is for matrices between two layers: not for embeddings, the vocabulary's among them."""
+    return p.dim() == 2 and name.startswith("transformer.h.")
+
+
+def configure_optimizer(model, weight_decay, learning_rate, kind="adamw"):
     """AdamW with betas (0.9, 0.95), eps 1e-8 (GPT-3 paper, appendix B), fused kernels.
 
     Decay pulls on what has two dimensions, matrices and embeddings; a bias or a norm's scale has
     no reason to be near zero. The shared matrix is one parameter, so it is counted once.
+
+    kind "muon": the blocks' matrices are moved by Muon (Jordan et al. 2024), whose updates have all
+    singular values near 1; scaled to AdamW's typical size, so that one learning rate serves both
+    (Liu et al. 2025).
     """
-    params = [p for p in model.parameters() if p.requires_grad]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if kind == "muon" and has_muon(name, p)]
+    params = [p for name, p in named if not (kind == "muon" and has_muon(name, p))]
     groups = [
         {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
     ]
     fused = params[0].device.type in ("cuda", "cpu", "mps")  # the type: "cuda:3" has it as well
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
+    return adamw if kind == "adamw" else MuonAdamW(
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay,
+                         adjust_lr_fn="match_rms_adamw"), adamw)
 
 
 def get_lr(step, max_lr, min_lr, warmup_steps, max_steps):
@@ -891,7 +1018,7 @@ def accumulate_gradients(model, loader, grad_accum_steps, ranks, dtype, scaler):
     """
     loss_accum = torch.zeros((), device=ranks.device)
     for micro_step in range(grad_accum_steps):
-        x, y = (t.to(ranks.device) for t in loader.next_batch())
+        x, y = (t.to(ranks.device, non_blocking=loader.pinned) for t in loader.next_batch())
         if ranks.ddp:
             # DDP decides in the forward pass whether the backward pass will synchronise, so this
             # comes first; until the last micro-step every rank only adds up its own gradients
@@ -981,8 +1108,8 @@ def train_step(model, loader, optimizer, scaler, lr, grad_accum_steps, ranks, dt
 # -----------------------------------------------------------------------------
 # evaluation and sampling
 #
-# All of it runs the plain module, never the compiled or the DDP one: the weights are the same,
-# every length of input works, and compile stays on.
+# All of it runs the plain module, never the DDP one, and the compiled one for whole batches alone:
+# the weights are the same, every length of input works, and nothing is compiled twice.
 
 
 @contextlib.contextmanager
@@ -1002,9 +1129,9 @@ def validation_rows(stream, n_tokens, T):
     return max(1, min(n_tokens, stream.n_tokens - 1) // T)
 
 
-def validate(model, stream, n_tokens, B, T, ranks, dtype, stop=None):
+def validate(model, stream, n_tokens, B, T, ranks, dtype, stop=None, compiled=None):
     """Mean loss in nats over the first n_tokens of the stream, in rows of T: the same rows for
-    every B and every number of ranks."""
+    every B and every number of ranks. compiled: the model compiled, for batches of B rows."""
     n_rows = validation_rows(stream, n_tokens, T)
     mine = range(n_rows * ranks.ddp_rank // ranks.ddp_world_size,
                  n_rows * (ranks.ddp_rank + 1) // ranks.ddp_world_size)
@@ -1017,7 +1144,8 @@ def validate(model, stream, n_tokens, B, T, ranks, dtype, stop=None):
                 break
             rows = min(B, mine.stop - row)
             tokens = torch.from_numpy(stream.read(row * T, rows * T + 1)).to(ranks.device)
-            _, loss = model(tokens[:-1].view(rows, T), tokens[1:].view(rows, T))
+            forward = model if compiled is None or rows < B else compiled
+            _, loss = forward(tokens[:-1].view(rows, T), tokens[1:].view(rows, T))
             total += loss * rows
     return sum_over_ranks(total, ranks).item() / n_rows
 
@@ -1055,7 +1183,8 @@ def sample(model, enc, prompt, n_samples, max_new_tokens, temperature, seed, dev
     tokens = enc.encode_ordinary(prompt) or [enc.eot_token]  # no prompt: a document begins
     idx = torch.tensor([tokens] * n_samples, device=device)
     with evaluating(model), autocast(device, dtype):
-        idx = model.generate(idx, max_new_tokens, temperature, generator=generator)
+        idx = model.generate(idx, max_new_tokens, temperature, generator=generator,
+                             eot=enc.eot_token)
     texts = []
     for new in idx[:, len(tokens) :].tolist():
         end = new.index(enc.eot_token) if enc.eot_token in new else len(new)
@@ -1226,7 +1355,7 @@ def remove_old(out_dir, step, keep, keep_every):
 
 def find_checkpoints(out_dir):
     """(step, folder) of every checkpoint in a run's folder, the oldest first."""
-    named = ((re.fullmatch(r"checkpoint_(\d+)", path.name), path)
+    named = ((re.fullmatch(r"checkpoint_([0-9]{6,})", path.name), path)
              for path in Path(out_dir).glob("checkpoint_*"))
     return sorted((int(match[1]), path) for match, path in named if match)
 
@@ -1267,13 +1396,15 @@ def read_facts(step, folder):
         raise Damaged(f"{folder} ({type(error).__name__}: {error})") from None
 
 
-def check_shapes(folder, model):
+def check_shapes(folder, model, kind="adamw"):
     """Raises Damaged for a checkpoint that lacks a tensor of the model, or has another shape."""
     wanted = {"model": {}, "state": {}}
     for name, p in model.named_parameters():
         wanted["model"][name] = list(p.t().shape if name.endswith(TRANSPOSED) else p.shape)
-        for kind, shape in ("exp_avg", p.shape), ("exp_avg_sq", p.shape), ("step", ()):
-            wanted["state"][f"{kind}.{name}"] = list(shape)
+        averages = {"exp_avg": p.shape, "exp_avg_sq": p.shape, "step": ()}
+        if kind == "muon" and has_muon(name, p):
+            averages = {"momentum_buffer": p.shape}
+        wanted["state"] |= {f"{what}.{name}": list(shape) for what, shape in averages.items()}
     for part, shapes in wanted.items():
         try:
             with safe_open(folder / f"{part}.safetensors", "pt") as file:
@@ -1299,7 +1430,7 @@ def restore(model, optimizer, scaler, facts, tensors, ranks):
         p.copy_(weight.t() if name.endswith(TRANSPOSED) else weight)
         # before the first update there are none
         optimizer.state[p] = {kind: tensors[f"{kind}.{name}"]
-                              for kind in ("step", "exp_avg", "exp_avg_sq")
+                              for kind in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
                               if f"{kind}.{name}" in tensors}
     if facts["scaler"] and scaler.is_enabled():
         scaler.load_state_dict(facts["scaler"])
@@ -1311,15 +1442,15 @@ def restore(model, optimizer, scaler, facts, tensors, ranks):
         torch.cuda.set_rng_state(tensors["rng.cuda"][ranks.ddp_rank].cpu().clone(), ranks.device)
 
 
-# Another value of one of these makes another network, or another order of the tokens. Every other
-# setting may change where a run goes on; the log says which did.
-HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "seed")
+# Another value of one of these makes another network, another order of the tokens, or averages of
+# another kind. Every other setting may change where a run goes on; the log says which did.
+HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "seed", "optimizer")
 
 
 def changed_settings(config, facts, shards):
     """{setting: [then, now]} between a checkpoint and this run. Raises UserError for a run that
     cannot go on from it."""
-    then, now = facts["config"], asdict(config)
+    then, now = {"optimizer": "adamw"} | facts["config"], asdict(config)
     changed = {name: [then.get(name), now[name]] for name in now
                if name not in ("out_dir", "resume") and then.get(name) != now[name]}
     for name in HELD:
@@ -1374,7 +1505,7 @@ def open_folder(config, lock, shards, model, max_steps):
         try:
             facts = read_facts(step, folder)
             changed = changed_settings(config, facts, shards)
-            check_shapes(folder, model)
+            check_shapes(folder, model, config.optimizer)
             check_room(config, model, step, max_steps)
             if log.size() >= (size := facts["log_size"]):
                 config_of(read_log(log.path, size), log.path)
@@ -1514,13 +1645,14 @@ def describe(config, model, ranks, dtype, compiled, train, val, n_examples, max_
     ]
 
 
-def evaluate(step, config, model, enc, val, encoded, log, ranks, dtype, stop):
+def evaluate(step, config, model, enc, val, encoded, log, ranks, dtype, stop, compiled=None):
     """Validation, HellaSwag and samples after `step` updates: printed and logged.
 
     Returns False if a wish to stop cut it short: all of it is to be done again, then.
     """
     t0 = time.perf_counter()
-    val_loss = validate(model, val, config.val_tokens, config.B, config.T, ranks, dtype, stop)
+    val_loss = validate(model, val, config.val_tokens, config.B, config.T, ranks, dtype, stop,
+                        compiled)
     if on_any_rank(stop.asked, ranks):
         return False
     if not math.isfinite(val_loss):
@@ -1572,6 +1704,57 @@ def print_step(step, max_steps, loss, lr, norm, dt, total_batch_size, mfu, began
           f"ETA {hours}:{minutes:02d}:{seconds:02d}")
 
 
+# What a profiler's names mean, the first that stands in one.
+IN_WORDS = {
+    "evaluate_function": "the backward pass's own work", "Optimizer": "the optimizer's loop",
+    "linear_cross_entropy": "the loss, vocabulary included", "addmm": "matrix products with a bias",
+    "aten::mm": "matrix products without a bias", "bmm": "matrix products, many small ones",
+    "attention": "attention", "gelu": "GELU", "layer_norm": "LayerNorm", "softmax": "softmax",
+    "nll_loss": "the loss of the targets", "embedding": "looking up embeddings",
+    "adam": "AdamW's update", "foreach": "lengths and clipping of gradients", "norm": "lengths",
+    "copy": "copies, also to other types", "aten::cat": "joining tensors", "pad": "padding",
+    "scatter": "the targets' places in the logits", "index": "choosing rows", "exp": "exponentials",
+    "fill": "filling memory", "zero": "filling memory", "add": "sums: stream and gradients",
+    "mul": "products element by element", "div": "scaling", "c10d": "exchange between ranks",
+    "sum": "sums over a dimension", "item": "waiting for the device", "Compiled": "compiled code",
+}
+
+
+class Profile:
+    """Of n steps, after three that are left out: trace.json in `folder`, for chrome://tracing or
+    ui.perfetto.dev, and a table of the ten costliest operations. n = 0: nothing."""
+
+    def __init__(self, n, folder, device):
+        self.n, self.folder, self.seen = n, Path(folder), 0
+        self.kind = "device" if device.type == "cuda" else "cpu"
+
+    def step(self):
+        """One more step has been made."""
+        self.seen += 1
+        if self.n and self.seen == 3:  # caches are warm, compiled code is there
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would talk in between
+            self.profiler = torch.profiler.profile()
+            self.profiler.start()
+        elif self.n and self.seen == 3 + self.n:
+            self.profiler.stop()
+            with whole(self.folder / "trace.json") as path:
+                self.profiler.export_chrome_trace(str(path))
+            self.table()
+
+    def table(self):
+        """Each operation by the time it took itself, without those it called."""
+        events = self.profiler.key_averages()
+        took = {event.key: getattr(event, f"self_{self.kind}_time_total") for event in events
+                # a GPU's time stands in the operation that asked for it, and again in its kernel
+                if event.device_type == torch.autograd.DeviceType.CPU
+                and not event.is_user_annotation}
+        print(f"profile of {self.n} steps, the whole of it in {self.folder / 'trace.json'}")
+        for name in sorted(took, key=took.get, reverse=True)[:10]:
+            words = next((words for part, words in IN_WORDS.items() if part in name), "")
+            share, ms = took[name] / sum(took.values()), took[name] / self.n / 1000
+            print(f"  {share:6.1%} {ms:9.1f} ms a step | {name[:48]:48s} | {words}")
+
+
 def print_ending(config, checkpoint):
     """Where everything is, and what to do next."""
     score = "" if config.vocab_size != TOKENIZERS["gpt2"] else f"""
@@ -1586,6 +1769,7 @@ in transformers  GPT2LMHeadModel.from_pretrained("{checkpoint}")""")
 
 
 def main():
+    keep_memory()
     config = parse_args(sys.argv[1:])
     ranks = init_ranks(config.device)
     device, master = ranks.device, ranks.master_process
@@ -1613,13 +1797,17 @@ def main():
     torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
     dtype = choose_dtype(config.dtype, device)
     raw_model.to(device)
+    raw_model.loss_rows = choose_loss_rows(config.loss_rows, device)
+    raw_model.recompute = config.recompute
     model = compile_model(raw_model, device, config.compile, master)
-    compiled = model is not raw_model
+    compiled = None if model is raw_model else model
     if ranks.ddp:
         model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None)
-    optimizer = configure_optimizer(raw_model, config.weight_decay, config.max_lr)
+    optimizer = configure_optimizer(raw_model, config.weight_decay, config.max_lr,
+                                    config.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    loader = DataLoader(train, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size)
+    loader = DataLoader(train, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size,
+                        pinned=device.type == "cuda")
     first, changed = saved.get("step", 0), saved.get("changed", {})
     if saved:
         checkpoint = Path(saved["folder"])
@@ -1638,8 +1826,8 @@ def main():
              parameters=raw_model.num_params(), max_steps=max_steps, torch=torch.__version__,
              python=platform.python_version(), system=platform.platform())
     if master:
-        for name, text in describe(config, raw_model, ranks, dtype, compiled, train, val,
-                                   len(encoded), max_steps, grad_accum_steps):
+        for name, text in describe(config, raw_model, ranks, dtype, compiled is not None, train,
+                                   val, len(encoded), max_steps, grad_accum_steps):
             print(f"{name:10s} | {text}")
         if saved:
             print(f"resumed    | at step {first:,} of {checkpoint}"
@@ -1648,6 +1836,7 @@ def main():
     writer, saving = ThreadPoolExecutor(1), None  # one thread: one checkpoint at a time
     stop, evaluated = Stop(), saved.get("evaluated")
     spikes = Spikes(saved.get("spikes"), config.skip_spikes)
+    profile = Profile(config.profile if master else 0, config.out_dir, device)
     began = time.perf_counter()
     for step in range(first, max_steps + 1):  # `step` updates have been made
         last_step = step == max_steps
@@ -1658,7 +1847,8 @@ def main():
         evaluates = (step % config.eval_every == 0 or last_step) and step != evaluated
         if evaluates and not stopping:
             size = log.size()
-            if evaluate(step, config, raw_model, enc, val, encoded, log, ranks, dtype, stop):
+            if evaluate(step, config, raw_model, enc, val, encoded, log, ranks, dtype, stop,
+                        compiled):
                 evaluated = step
             else:  # all of it again, when the run goes on
                 log.cut(size)
@@ -1688,6 +1878,7 @@ def main():
             mfu = f"{flops / dt / peak:.1%}" if peak else "unknown"
             print_step(step, max_steps, loss, lr, norm, dt, config.total_batch_size, mfu, began,
                        first)
+        profile.step()
 
     on_master(ranks, functools.partial(wait_for, saving, log))
     writer.shutdown()

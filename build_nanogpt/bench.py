@@ -1,78 +1,91 @@
-"""Speed of the program's choices, each measured beside what it replaced, in one run."""
+"""Speed of the program: its choices beside what they replaced, itself beside its relatives."""
 
-import contextlib
+import importlib
 import json
 import platform
 import statistics
-import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from torch.nn import functional as F
+import tyro
 from tqdm import tqdm
 
-import train_gpt2
+from build_nanogpt.bench_variants import variant
 from common import UserError, find_device, whole
+
+# WHAT -> module of build_nanogpt that has a function of this name: (config, device) -> rows
+WHATS = {"choices": "bench_choices", "train": "bench_train", "sampling": "bench_serve",
+         "hellaswag": "bench_serve", "ladder": "bench_ladder", "growth": "bench_growth",
+         "data": "bench_data"}
+# What the flags below are where they are not given, and where a WHAT takes less.
+SIZES = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257, "B": 1, "T": 1024,
+         "repeats": 5}
+SMALLER = {"n_layer": 4, "n_head": 4, "n_embd": 256}
+LESS = {"growth": SMALLER | {"vocab_size": 8192, "T": 512, "repeats": 3}, "ladder": SMALLER}
+PEAK = "FLOP of a product of matrices"
 
 
 @dataclass(frozen=True)
 class Config:
-    n_layer: int = 12
-    """blocks"""
-    n_head: int = 12
-    """attention heads a block"""
-    n_embd: int = 768
-    """channels"""
-    vocab_size: int = 50257
-    """ids"""
-    B: int = 1
-    """sequences a step"""
-    T: int = 1024
-    """tokens a sequence"""
-    repeats: int = 5
-    """measurements of each variant, taken in turns; the median counts"""
+    what: Annotated[str, tyro.conf.Positional] = "choices"
+    """choices, train, sampling, hellaswag, ladder, growth or data"""
+    n_layer: int | None = None
+    """blocks; 12, and 4 in ladder and growth"""
+    n_head: int | None = None
+    """attention heads a block; 12, and 4 in ladder and growth"""
+    n_embd: int | None = None
+    """channels; 768, and 256 in ladder and growth"""
+    vocab_size: int | None = None
+    """ids; 50257, and 8192 in growth"""
+    B: int | None = None
+    """sequences a step; 1"""
+    T: int | None = None
+    """tokens a sequence; 1024, and 512 in growth"""
+    repeats: int | None = None
+    """measurements of each variant, taken in turns, the median counts; 5, and 3 in growth"""
     steps: int = 1
     """training steps in one measurement; take 10 or more on a GPU"""
     device: str = "auto"
     """cuda, mps, cpu, or auto for the first of them that is there"""
     json: str = ""
     """write the figures to this file too"""
+    png: str = ""
+    """ladder, growth: draw them into this file"""
     saving: bool = False
     """measure what a checkpoint costs, and nothing else; with --steps steps from one to the next"""
     folder: str = "."
-    """with --saving: checkpoints are written to this folder's disk, and removed"""
+    """ladder, --saving: files are written to this folder's disk, and removed"""
+    relatives: str = ""
+    """train, sampling, hellaswag: a folder with your clones of nanoGPT and build-nanogpt"""
+    grad_accum: int = 1
+    """train: micro-steps of B sequences a step"""
+    compile: Annotated[bool | None, tyro.conf.arg(metavar="| --no-compile")] = None
+    """train: what is compiled, too, unless --no-compile; ladder: as each step has it by default"""
+    new_tokens: int = 128
+    """sampling: how many"""
+    data: str = "Rowan/hellaswag"
+    """hellaswag: the hub's dataset, or a .jsonl file; data: a folder of parquet files"""
+    times: int = 1
+    """data: every document so many times"""
+    limit: int = 32
+    """hellaswag: the first so many examples"""
+    steps_of: tuple[int, ...] = ()
+    """ladder: steps of the lecture besides those it always measures"""
+    try_T: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
+    """growth: values of --T"""
+    try_vocab_size: tuple[int, ...] = (257, 8192, 50257)
+    """growth: values of --vocab-size"""
+    try_n_layer: tuple[int, ...] = (2, 4, 8, 12)
+    """growth: values of --n-layer"""
+    try_B: tuple[int, ...] = (1, 2, 4, 8)
+    """growth: values of --B"""
 
 
-def written_out_attention(self, x):
-    """The attention of the video's first half: the (T, T) matrix is made, masked and kept."""
-    B, T, C = x.size()
-    q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
-               for t in self.c_attn(x).split(C, dim=2))
-    scores = q @ k.transpose(-2, -1) * k.size(-1) ** -0.5
-    past = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
-    y = F.softmax(scores.masked_fill(~past, float("-inf")), dim=-1) @ v
-    return self.c_proj(y.transpose(1, 2).contiguous().view(B, T, C))
-
-
-@contextlib.contextmanager
-def variant(flash=True, padded=True, tf32=True):
-    """The program with some of its choices taken back."""
-    attention = train_gpt2.CausalSelfAttention
-    forward, multiple = attention.forward, train_gpt2.GPT.vocab_multiple
-    precision = torch.get_float32_matmul_precision()
-    try:
-        if not flash:
-            attention.forward = written_out_attention
-        if not padded:
-            train_gpt2.GPT.vocab_multiple = 1
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        yield
-    finally:
-        attention.forward, train_gpt2.GPT.vocab_multiple = forward, multiple
-        torch.set_float32_matmul_precision(precision)
+# -----------------------------------------------------------------------------
+# measuring
 
 
 def synchronize(device):
@@ -80,36 +93,22 @@ def synchronize(device):
         getattr(torch, device.type).synchronize()
 
 
-class Step:
-    """A network and its optimizer, and a training step on one batch of random tokens."""
-
-    def __init__(self, config, device, dtype=torch.float32, compiled=False, **choices):
-        self.choices, self.device, self.dtype = choices, device, dtype
-        torch.manual_seed(0)
-        sizes = train_gpt2.GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
-                                     config.n_embd)
-        self.raw_model = train_gpt2.GPT(sizes).to(device)
-        self.model = torch.compile(self.raw_model) if compiled else self.raw_model
-        self.optimizer = train_gpt2.configure_optimizer(self.raw_model, 0.1, 1e-6)
-        tokens = torch.randint(config.vocab_size, (config.B, config.T + 1), device=device)
-        self.x, self.y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-
-    def __call__(self):
-        with variant(**self.choices):
-            with train_gpt2.autocast(self.device, self.dtype):
-                _, loss = self.model(self.x, self.y)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.raw_model.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        return loss.item()
+def first_calls(actions, device):
+    """{name: (seconds, result)} of the first call of each action: it compiles and allocates."""
+    calls = {}
+    for name, action in actions.items():
+        t0 = time.perf_counter()
+        result = action()
+        synchronize(device)
+        calls[name] = time.perf_counter() - t0, result
+    return calls
 
 
-def measure(actions, repeats, steps, device):
+def measure(actions, repeats, steps, device, warm=False):
     """Median milliseconds of one call of each action; all take turns, so that a machine that slows
-    down slows all of them. The first call of each is not counted: it compiles and allocates."""
-    for action in actions.values():
-        action()
+    down slows all of them. The first call of each is not counted, unless all are `warm`."""
+    if not warm:
+        first_calls(actions, device)
     times = {name: [] for name in actions}
     for _ in tqdm(range(repeats), leave=False, disable=None):
         for name, action in actions.items():
@@ -122,137 +121,100 @@ def measure(actions, repeats, steps, device):
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def report(title, medians, tokens=None, flops=None, peak=None):
-    """Print a table; the first variant is the baseline. Returns rows for the record."""
-    rows, baseline = [], next(iter(medians.values()))
+def product(device, dtype=torch.float32):
+    """(action, FLOPs) of a product of two square matrices: about the most the device computes."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+
+    def multiply():
+        with variant():  # TF32 as in the program
+            torch.mm(a, b)
+
+    return multiply, 2 * n**3
+
+
+def reading(device):
+    """(action, bytes) of reading a tensor of 512 MB."""
+    x = torch.ones(2**27, device=device)  # zeros may be one page of memory, mapped many times
+    return x.sum, 4 * x.numel()
+
+
+def measure_beside(yardsticks, actions, config, device, warm=False):
+    """measure(), with actions of known size, {name: (action, size)}, among the others. Returns
+    (medians of the others, {name: size a second})."""
+    known = {name: action for name, (action, _) in yardsticks.items()}
+    first_calls(known | ({} if warm else actions), device)
+    medians = measure(actions | known, config.repeats, config.steps, device, warm=True)
+    rates = {name: 1000 * size / medians.pop(name) for name, (_, size) in yardsticks.items()}
+    for name, rate in rates.items():
+        print(f"{name}: {rate / 1e9:,.1f} G/s")
+    return medians, rates
+
+
+def report(title, medians, baseline="", tokens=None, unit="tok/s", flops=None, peak=None,
+           share="MFU", first=None):
+    """Print a table; ratios are to the variant `baseline`, or to the first. Returns rows for the
+    record. tokens: what a call does of `unit`, of `flops` each; first: {variant: seconds}."""
+    rows, base = [], medians[baseline or next(iter(medians))]
+    width = max(34, *map(len, medians))
     print(f"\n{title}")
     for name, ms in medians.items():
-        row = {"table": title, "variant": name, "ms": ms, "ratio": baseline / ms}
-        text = f"  {name:34s} {ms:10.1f} ms  {row['ratio']:6.2f} x"
+        row = {"table": title, "variant": name, "ms": ms, "ratio": base / ms}
+        text = f"  {name:{width}s} {ms:10.1f} ms  {row['ratio']:6.2f} x"
         if tokens:
-            row["tokens_per_second"] = 1000 * tokens / ms
-            text += f"  {row['tokens_per_second']:12,.0f} tok/s"
+            rate = row[unit.replace("tok/s", "tokens_per_second")] = 1000 * tokens / ms
+            text += f"  {rate:12,.{0 if rate >= 100 else 1}f} {unit}"
         if peak:
-            row["mfu"] = row["tokens_per_second"] * flops / peak
-            text += f"  {row['mfu']:.1%} MFU"
+            row |= {"mfu": rate * flops / peak, "peak_flops": peak}
+            text += f"  {row['mfu']:.1%} {share}"
+        if first:
+            row["first_call_s"] = first[name]
+            text += f"  first call {first[name]:.1f} s"
         print(text)
         rows.append(row)
     return rows
 
 
-def attention_and_optimizer(config, device):
-    """Flash against written-out attention in a whole step; AdamW's update in its three forms."""
-    shape = f"{config.n_layer} layers, {config.n_embd} channels, B={config.B}, T={config.T}"
-    flash, manual = Step(config, device), Step(config, device, flash=False)
-    ours, theirs = flash(), manual()
-    if abs(ours - theirs) > 1e-4:
-        raise RuntimeError(f"the two attentions disagree: loss {ours} and {theirs}")
-    rows = report(f"training step, fp32, {shape}",
-                  measure({"written-out attention": manual, "flash attention": flash},
-                          config.repeats, config.steps, device), tokens=config.B * config.T)
-    del manual
-    params = list(flash.raw_model.parameters())
-    for p in params:
-        p.grad = torch.randn_like(p)
-    optimizers = {}
-    for name, kind in {"a loop over the parameters": {"foreach": False, "fused": False},
-                       "foreach": {"foreach": True}, "fused": {"fused": True}}.items():
-        optimizer = torch.optim.AdamW(params, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.1, **kind)
-        optimizers[name] = optimizer.step
-    return rows + report(f"AdamW's update of {flash.raw_model.num_params():,} parameters",
-                         measure(optimizers, config.repeats, config.steps, device))
+def save_figure(figure, file):
+    with whole(Path(file)) as path:
+        figure.savefig(path, format="png", dpi=120)
 
 
-def ladder(config, device):
-    """The video's ladder on a GPU: each rung adds one choice to those above it."""
-    bf16 = train_gpt2.choose_dtype("auto", device)
-    rungs = {
-        "fp32": {"tf32": False, "flash": False, "padded": False},
-        "+ TF32": {"flash": False, "padded": False},
-        f"+ {str(bf16)[6:]}": {"dtype": bf16, "flash": False, "padded": False},
-        "+ torch.compile": {"dtype": bf16, "compiled": True, "flash": False, "padded": False},
-        "+ flash attention": {"dtype": bf16, "compiled": True, "padded": False},
-        "+ vocabulary of 50,304": {"dtype": bf16, "compiled": True},
-    }
-    medians, flops = {}, None
-    for name, choices in rungs.items():  # one after another: together they would not fit
-        torch._dynamo.reset()
-        step = Step(config, device, **choices)
-        flops = train_gpt2.flops_per_token(step.raw_model, config.T)
-        medians |= measure({name: step}, config.repeats, config.steps, device)
-        del step
-    return report(f"training step, B={config.B}, T={config.T}", medians, config.B * config.T, flops,
-                  train_gpt2.peak_flops(device, bf16))
+# -----------------------------------------------------------------------------
+# the command
 
 
-def saving(config, device):
-    """A checkpoint written at once and in the background, against none: how long training stands
-    still for it, and how much longer the steps take until it is on the disk."""
-    step, scaler = Step(config, device), torch.amp.GradScaler("cpu", enabled=False)
-    step()  # now the optimizer has its averages
-    settings = train_gpt2.TrainConfig()
-    variants = {"no checkpoint": [], "written at once": [], "in the background": []}
-    with tempfile.TemporaryDirectory(dir=config.folder) as folder, ThreadPoolExecutor(1) as writer:
-        path = Path(folder) / "checkpoint"
-
-        def steps(name):
-            """(seconds that saving took of this thread, seconds of all steps)."""
-            synchronize(device)
-            blocked, saved, began = 0.0, None, time.perf_counter()
-            for i in range(config.steps):
-                step()
-                if i == 0 and name != "no checkpoint":
-                    t0 = time.perf_counter()
-                    saved = train_gpt2.save_checkpoint(
-                        path, step.raw_model, step.optimizer, scaler, 1, 0, settings,
-                        writer=writer if name == "in the background" else None)
-                    blocked = time.perf_counter() - t0
-            synchronize(device)
-            took = time.perf_counter() - began
-            if saved:
-                t0 = time.perf_counter()
-                saved.result()
-                took += time.perf_counter() - t0  # the next checkpoint would have waited for it
-            return blocked, took
-
-        for _ in tqdm(range(config.repeats), leave=False, disable=None):
-            for name, times in variants.items():
-                times.append(steps(name))
-        size = sum(file.stat().st_size for file in path.iterdir())
-    return report_saving(config, variants, size)
-
-
-def report_saving(config, variants, size):
-    rows, table = [], f"one checkpoint of {size / 1e6:,.1f} MB in {config.steps} steps"
-    print(f"\n{table}")
-    alone = statistics.median(took for _, took in variants["no checkpoint"])
-    for name, times in variants.items():
-        row = {"table": table, "variant": name,
-               "stall_ms": 1000 * statistics.median(blocked for blocked, _ in times),
-               "ms": 1000 * statistics.median(took for _, took in times)}
-        row["extra_ms"] = row["ms"] - 1000 * alone
-        row["extra_share"] = row["extra_ms"] / row["ms"]
-        print(f"  {name:20s} stall {row['stall_ms']:9.1f} ms, steps {row['ms']:10.1f} ms, "
-              f"{row['extra_ms']:9.1f} ms more: {row['extra_share']:.2%} of training")
-        rows.append(row)
-    return rows
+def check(config):
+    """The configuration with all its sizes. Raises UserError for what cannot be measured."""
+    if config.what not in WHATS:
+        raise UserError(f"nothing to measure is called {config.what!r}: choose {', '.join(WHATS)}")
+    given = {name: value for name, value in asdict(config).items() if value is not None}
+    config = replace(config, **{**SIZES, **LESS.get(config.what, {}), **given})
+    for name, value in asdict(config).items():
+        values = value if isinstance(value, tuple) else [value]
+        if name != "steps_of" and any(type(n) is int and n < 1 for n in values):
+            raise UserError(f"--{name.replace('_', '-')} {min(values)}: give 1 or more")
+    for name in "json", "png":  # before the work, not after it
+        file = getattr(config, name)
+        if file and not Path(file).resolve().parent.is_dir():
+            raise UserError(f"--{name} {file}: there is no such folder, make it first")
+    return config
 
 
 def main(config):
-    """Measure the program's choices against what they replaced: attention, optimizer, and on a GPU
-    the ladder of TF32, bf16, compile, flash attention and a padded vocabulary. With --saving: what
-    a checkpoint costs."""
-    for name in "n_layer", "n_head", "n_embd", "vocab_size", "B", "T", "repeats", "steps":
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: give 1 or more")
+    """Measure the program. choices: attention, optimizer, and on a GPU the ladder of TF32, bf16,
+    compile, flash attention and a padded vocabulary, against what they replaced; with --saving
+    what a checkpoint costs. train, sampling, hellaswag: beside transformers, nanoGPT and
+    build-nanogpt. ladder: steps of the lecture. growth: longer, wider, deeper, more. data: shards.
+    """
+    config = check(config)
     device = find_device(config.device)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else (
         f"{device.type}, {torch.get_num_threads()} threads")
     print(f"{card}, torch {torch.__version__}, {platform.platform()}, "
           f"{time.strftime('%Y-%m-%d')}; medians of {config.repeats}")
-    rows = saving(config, device) if config.saving else attention_and_optimizer(config, device)
-    if device.type == "cuda" and not config.saving:
-        rows += ladder(config, device)
+    module = importlib.import_module(f"build_nanogpt.{WHATS[config.what]}")
+    rows = getattr(module, config.what)(config, device)
     if config.json:
         facts = {"device": card, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
                  "config": asdict(config), "rows": rows}

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 def a_rank(rank, world, port, attempt, late):
     """As torchrun starts it: the store is the agent's, and the same one at every attempt."""
     if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # Python's own would wait for torch
         signal.alarm(15)  # a rank that looks for the dead would look for an hour
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
                    "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),

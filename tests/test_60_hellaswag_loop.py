@@ -44,7 +44,8 @@ def test_accuracy_and_its_standard_error(monkeypatch):
 def test_modes_are_restored():
     """Evaluation mode and no gradients while it scores, training mode after."""
     model, seen = lively_gpt(block_size=64), set()
-    model.register_forward_hook(lambda *args: seen.add((model.training, torch.is_grad_enabled())))
+    model.transformer.ln_f.register_forward_hook(
+        lambda *args: seen.add((model.training, torch.is_grad_enabled())))
     train_gpt2.evaluate_hellaswag(model, bytes_encoded(four_endings()), CPU, torch.float32)
     assert seen == {(False, False)} and model.training
 

@@ -7,7 +7,7 @@ import torch
 from helpers import TINY, main_here, start, write_shards
 from safetensors.torch import load_file
 
-from train_gpt2 import read_log
+from train_gpt2 import find_checkpoints, read_log
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +78,13 @@ def test_a_finished_run_has_nothing_to_do(unbroken, tmp_path, monkeypatch, capsy
     said = capsys.readouterr().out
     assert "at step 12 of" in said and "| loss" not in said and "checkpoint_000012" in said
     assert losses(run) == losses(unbroken / "run") and before in (run / "log.txt").read_text()
+
+
+def test_other_names_are_no_checkpoints(tmp_path):
+    """Copies that someone has put aside; the third name has an Arabic digit."""
+    for name in "checkpoint_000003", "checkpoint_3", "checkpoint_00000\u0663", "checkpoint_000004x":
+        (tmp_path / name).mkdir()
+    assert find_checkpoints(tmp_path) == [(3, tmp_path / "checkpoint_000003")]
 
 
 def test_the_scale_of_the_loss_goes_on(tmp_path, monkeypatch):

@@ -42,7 +42,7 @@ class Asked:
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_no_batch_is_begun_after_the_wish(after):
     model, calls = lively_gpt(block_size=64), []
-    model.register_forward_hook(lambda *args: calls.append(1))
+    model.transformer.ln_f.register_forward_hook(lambda *args: calls.append(1))
     stream = stream_of(text_tokens(5000))
     train_gpt2.validate(model, stream, 4096, 4, 16, CPU, torch.float32, Asked(after))
     assert len(calls) == after and model.training
@@ -62,20 +62,29 @@ def test_it_is_done_again_and_the_log_is_the_unbroken_runs(where, tmp_path, monk
              write_jsonl(tmp_path / "examples.jsonl", four_endings(40)), "--out-dir"]
     main_here(monkeypatch, *flags, tmp_path / "unbroken")
     expected = (tmp_path / "unbroken" / "log.txt").read_text().splitlines()
-    forward, steps = train_gpt2.GPT.forward, []
+    forward, batches, steps = train_gpt2.GPT.forward, hellaswag.batches, []
 
-    def interrupted(self, idx, targets=None):
-        if self.training:
-            steps.append(1)
-        elif len(steps) == 2 * 4 and (targets is None) == (where == "score"):
+    def told(now):
+        if len(steps) == 2 * 4 and where == now:
             handler = signal.getsignal(signal.SIGTERM)
             assert handler is not signal.SIG_DFL, "nobody listens"
             steps.append(1)
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def interrupted(self, idx, targets=None):
+        if self.training:
+            steps.append(1)
+        elif targets is not None:
+            told("validation")
         return forward(self, idx, targets)
+
+    def interrupted_batches(*args, **kwargs):
+        told("score")
+        return batches(*args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_gpt2.GPT, "forward", interrupted)
+        patch.setattr(hellaswag, "batches", interrupted_batches)
         main_here(monkeypatch, *flags, tmp_path / "run")
     said = capsys.readouterr().out
     assert "stopped by SIGTERM at step 2" in said

@@ -6,19 +6,45 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, lively_gpt
+from helpers import ROOT, four_endings, lively_gpt, write_jsonl
+from torch.utils.flop_counter import FlopCounterMode
 
+import hellaswag
 import train_gpt2
-from build_nanogpt.bench import variant, written_out_attention
+from build_nanogpt import bench_growth, bench_ladder
+from build_nanogpt.bench import Config, check, main
+from build_nanogpt.bench_serve import packed_flops
+from build_nanogpt.bench_variants import variant, written_out_attention
+from common import UserError, get_tokenizer, parse
 
 SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--vocab-size", "257", "--B", "2",
          "--T", "32", "--repeats", "3", "--device", "cpu"]
 
 
 def bench(*args, cwd):
+    """In a process of its own, as it is called."""
     return subprocess.run([sys.executable, "-m", "build_nanogpt", *args], cwd=cwd,
                           env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
                           capture_output=True, text=True)
+
+
+def configured(*args):
+    return parse(Config(), [*SMALL, *map(str, args)], "bench", "")
+
+
+def rows_of(what, *args, folder):
+    """The record of a run in this process, the shortest that there is."""
+    record = folder / "bench.json"
+    main(configured("--repeats", 1, what, *args, "--json", record))
+    return json.loads(record.read_text())["rows"]
+
+
+def variants_in(rows, said):
+    """The variants' names; each has a line of its own in what was printed."""
+    names = [row["variant"] for row in rows]
+    for name in names:
+        assert sum(line.startswith(f"  {name} ") for line in said.splitlines()) == 1, name
+    return names
 
 
 def test_tables_and_record(tmp_path):
@@ -35,7 +61,8 @@ def test_tables_and_record(tmp_path):
 
 
 def choices_now():
-    return {"flash": train_gpt2.CausalSelfAttention.forward is not written_out_attention,
+    return {"loss_rows": train_gpt2.GPT.loss_rows, "recompute": train_gpt2.GPT.recompute,
+            "flash": train_gpt2.CausalSelfAttention.forward is not written_out_attention,
             "padded": train_gpt2.GPT.vocab_multiple == 64,
             "tf32": torch.get_float32_matmul_precision() == "high"}
 
@@ -44,17 +71,18 @@ def test_variants_compute_the_same_and_are_taken_back():
     model = lively_gpt().double()
     idx = torch.randint(257, (2, 16))
     before, (_, expected) = choices_now(), model(idx, idx)
-    for choice in "flash", "padded", "tf32":
-        with variant(**{choice: False}):
-            assert choices_now() == {"flash": True, "padded": True, "tf32": True, choice: False}
+    for choice, value in {"flash": False, "padded": False, "tf32": False, "loss_rows": 8,
+                          "recompute": True}.items():
+        with variant(**{choice: value}):
+            standard = {"loss_rows": None, "recompute": False, "flash": True, "padded": True,
+                        "tf32": True}
+            assert choices_now() == standard | {choice: value}
             torch.testing.assert_close(model(idx, idx)[1], expected, atol=1e-12, rtol=0)
         assert choices_now() == before
 
 
 @pytest.mark.parametrize("args, words", [
-    ([], "no command ''; commands: bench"), (["dance"], "no command 'dance'"),
-    (["bench", "--B", "0"], "--B 0: give 1 or more"),
-    (["bench", "--device", "tpu"], "--device tpu")])
+    ([], "no command ''; commands: bench"), (["dance"], "no command 'dance'")])
 def test_bad_input_is_one_line(args, words, tmp_path):
     done = bench(*args, cwd=tmp_path)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
@@ -67,13 +95,212 @@ def test_help(tmp_path):
 
 def test_what_saving_costs(tmp_path):
     """The stall is a part of the whole; in the background it is the copy alone."""
-    done = bench("bench", *SMALL, "--saving", "--steps", "20", "--folder", tmp_path, "--json",
-                 tmp_path / "bench.json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    none, at_once, background = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    none, at_once, background = rows_of("choices", "--saving", "--steps", 20, "--folder", tmp_path,
+                                        folder=tmp_path)
     assert none["stall_ms"] == 0 == none["extra_ms"]
     assert at_once["stall_ms"] > 0 and background["stall_ms"] > 0
     for row in at_once, background:
         assert row["stall_ms"] < row["ms"]
         assert row["extra_ms"] == pytest.approx(row["ms"] - none["ms"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json"]
+
+
+# -----------------------------------------------------------------------------
+# beside the relatives
+
+CLONE = """
+from dataclasses import dataclass
+
+import torch
+
+print("of no interest")
+
+
+@dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    MORE
+
+
+class GPT(__import__("train_gpt2").GPT):
+    def __init__(self, config):
+        print("of no interest")
+        super().__init__(config)
+        assert getattr(config, "dropout", 0.0) == 0.0 and getattr(config, "bias", True)
+
+    def forward(self, idx, targets=None):
+        logits, loss = super().forward(idx, targets)
+        return logits, loss if targets is None else loss + WRONG
+
+    def configure_optimizers(self, weight_decay, learning_rate, BETAS device_type):
+        fused = device_type == "cuda"
+        return torch.optim.AdamW(self.parameters(), lr=learning_rate, fused=fused)
+"""
+
+
+def clones(folder, wrong=0.0):
+    """A stand-in for both repositories: the second's script trains when it is imported."""
+    for name in "nanoGPT", "build-nanogpt":
+        (folder / name).mkdir(parents=True)
+    text = CLONE.replace("WRONG", str(wrong))
+    (folder / "nanoGPT" / "model.py").write_text(
+        text.replace("MORE", "dropout: float = 0.1; bias: bool = False").replace("BETAS", "betas,"))
+    script = text.replace("MORE", "").replace("BETAS", "").replace(
+        "import torch", "import torch\nfrom hellaswag import render_example")
+    (folder / "build-nanogpt" / "train_gpt2.py").write_text(script + "\nraise RuntimeError\n")
+    (folder / "build-nanogpt" / "hellaswag.py").write_text("raise RuntimeError")
+    return folder
+
+
+def test_a_whole_step_beside_the_relatives(tmp_path, capsys):
+    rows = rows_of("train", "--relatives", clones(tmp_path / "clones"), "--grad-accum", 2,
+                   "--no-compile", folder=tmp_path)
+    said = capsys.readouterr().out
+    assert "interest" not in said
+    assert variants_in(rows, said) == [
+        "transformers", "nanoGPT", "nanoGPT, fused AdamW", "build-nanogpt",
+        "build-nanogpt, fused AdamW", "ours, all logits, memory handed back",
+        "ours, all logits at once", "ours", "ours, blocks computed again", "ours, Muon"]
+    best = min(rows[:5], key=lambda row: row["ms"])
+    assert f"ratios to {best['variant']}" in said
+    for row in rows:
+        assert row["ratio"] == pytest.approx(best["ms"] / row["ms"])
+        assert row["tokens_per_second"] == pytest.approx(1000 * 2 * 2 * 32 / row["ms"])
+        assert 0 < row["mfu"] < 1 and row["first_call_s"] > 0
+
+
+def test_variants_that_compute_something_else_are_not_compared(tmp_path):
+    folder = clones(tmp_path / "clones", wrong=1e-3)
+    with pytest.raises(RuntimeError, match="the variants disagree"):
+        rows_of("train", "--relatives", folder, "--no-compile", folder=tmp_path)
+
+
+def test_sampling(tmp_path, capsys):
+    folder = clones(tmp_path / "clones")
+    for args, name in ([], "build-nanogpt's way"), (["--relatives", folder], "build-nanogpt"):
+        rows = rows_of("sampling", "--new-tokens", 30, *args, folder=tmp_path)
+        assert variants_in(rows, capsys.readouterr().out) == [
+            f"{name}: no cache, all logits", "transformers, cache", "ours, no cache",
+            "ours, cache", "floor: weights read once a token"]
+        assert rows[3]["tokens_per_second"] == pytest.approx(30_000 / rows[3]["ms"])
+
+
+def test_hellaswag(tmp_path, capsys):
+    data = write_jsonl(tmp_path / "examples.jsonl", four_endings(5))
+    rows = rows_of("hellaswag", "--data", data, "--limit", 4, "--T", 128, folder=tmp_path)
+    ways = "build-nanogpt's way: one at a time", "ours, in rows", "ours, packed"
+    names = [*ways, "floor: packed FLOPs"]
+    names = [f"{name}, {dtype}" for name in names for dtype in ("float32", "bfloat16")]
+    assert sorted(variants_in(rows, capsys.readouterr().out)) == sorted(names)
+    assert rows[0]["examples/s"] == pytest.approx(4000 / rows[0]["ms"])
+
+
+def test_the_floor_of_packed_examples():
+    """Products as torch counts them on the packed rows, and what each position must see."""
+    model, [example] = lively_gpt(block_size=128), hellaswag.encode(
+        [{"ctx": "a context", "endings": ["one", "two", "three", "four"], "label": 0}],
+        get_tokenizer("bytes"), 128)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        hellaswag.score_packed(model, [example], torch.device("cpu"))
+    counts = counter.get_flop_counts()["Global"]
+    products = counts[torch.ops.aten.addmm] + counts[torch.ops.aten.mm]
+    c, C, n_layer = len("a context"), 32, 2
+    sees = sum(range(1, c)) + sum(sum(range(c, c + n)) for n in example.n_ending)
+    assert packed_flops(model, [example]) == products + 4 * C * n_layer * sees
+
+
+# -----------------------------------------------------------------------------
+# ladder and growth
+
+
+def is_png(path):
+    return path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_ladder(tmp_path, capsys, monkeypatch):
+    """The first step that prints times, and one that wants shards, on the same sizes."""
+    monkeypatch.setattr(bench_ladder, "LADDER", (12,))
+    rows = rows_of("ladder", "--steps-of", 103, "--folder", tmp_path, "--png",
+                   tmp_path / "ladder.png", folder=tmp_path)
+    assert variants_in(rows, capsys.readouterr().out) == [
+        "step-12 Timing, and TF32", "step-103 Started again by torchrun"]
+    assert is_png(tmp_path / "ladder.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "ladder.png"}
+
+
+def test_a_step_is_read_and_ended(tmp_path):
+    step, config = bench_ladder.read_series(ROOT)[12], check(configured("--repeats", 2))
+    (tmp_path / "train_gpt2.py").write_text("""
+import time
+for i in range(9):
+    print(f"step {i} | dt {i} ms | {64_000 // (i + 1):,} tok/sec")
+    if i == 5:
+        time.sleep(1000)
+""")
+    times = bench_ladder.run_step(step, tmp_path, [], config)
+    assert times == pytest.approx([4, 5], rel=1e-3)
+    assert bench_ladder.milliseconds("dt 10210 ms | 100 tok/sec", 1024) == 10210
+    (tmp_path / "train_gpt2.py").write_text("raise SystemExit('error: no room')")
+    with pytest.raises(UserError, match="step-12 ended after 0 training steps: no room"):
+        bench_ladder.run_step(step, tmp_path, [], config)
+
+
+@pytest.mark.parametrize("number, words", [(7, "step-07 prints no times"), (9999, "no step-9999")])
+def test_steps_that_no_ladder_has(number, words, monkeypatch):
+    monkeypatch.setattr(bench_ladder, "LADDER", ())
+    monkeypatch.setattr(bench_ladder, "load_trees", lambda steps: (
+        [{"train_gpt2.py": ("100644", b"")}] * len(steps), None))
+    with pytest.raises(UserError, match=words):
+        main(configured("ladder", "--steps-of", number))
+
+
+def test_growth(tmp_path, capsys):
+    [row] = rows_of("growth", "--try-T", 16, "--try-vocab-size", "--try-n-layer", "--try-B",
+                    "--png", tmp_path / "growth.png", folder=tmp_path)
+    assert variants_in([row], capsys.readouterr().out) == ["T=16"]
+    assert row["tokens_per_second"] == pytest.approx(1000 * 2 * 16 / row["ms"])
+    network = train_gpt2.GPT(train_gpt2.GPTConfig(16, 257, 1, 2, 32))
+    assert row["flops_per_token"] == train_gpt2.flops_per_token(network, 16)
+    assert row["peak_share"] == pytest.approx(
+        row["tokens_per_second"] / row["roof_tokens_per_second"])
+    assert is_png(tmp_path / "growth.png")
+
+
+def test_growth_tries_one_value_at_a_time():
+    config = check(Config("growth"))
+    found = [(name, getattr(point, name)) for name, point in bench_growth.points(config)]
+    assert found == [(name, value) for name in ("T", "vocab_size", "n_layer", "B")
+                     for value in getattr(config, f"try_{name}")]
+    assert check(Config()).T == 1024 and config.T == 512  # what the others take, and growth
+
+
+def test_growth_without_room():
+    config = configured("growth", "--B", 10**13)
+    with pytest.raises(UserError, match=f"no room for --B {10**13}: give --try-B without it"):
+        bench_growth.in_fresh_process(check(config), torch.device("cpu"), "B")
+
+
+@pytest.mark.parametrize("args, words", [
+    (["waltz"], "'waltz': choose choices, train, sampling"),
+    (["--B", "0"], "--B 0: give 1 or more"), (["--device", "tpu"], "--device tpu"),
+    (["train", "--relatives", "nowhere"], "--relatives nowhere: no such folder"),
+    (["sampling", "--relatives", "."], "neither nanoGPT/model.py nor build-nanogpt/train_gpt2.py"),
+    (["hellaswag", "--data", "nowhere"], "no HellaSwag file nowhere"),
+    (["hellaswag", "--vocab-size", "99"], "a vocabulary of 99 ids"),
+    (["growth", "--try-T", "8", "0"], "--try-T 0: give 1 or more"),
+    (["growth", "--png", "nowhere/growth.png"], "--png nowhere/growth.png: there is no such")])
+def test_bad_input_of_each(args, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words):
+        main(configured(*args))
+
+
+def test_a_clone_that_cannot_be_used(tmp_path):
+    (tmp_path / "nanoGPT").mkdir()
+    (tmp_path / "nanoGPT" / "model.py").write_text("class GPT: oh = 1 / 0")
+    with pytest.raises(UserError, match="nanoGPT/model.py cannot be used .ZeroDivisionError"):
+        main(configured("train", "--relatives", tmp_path, "--no-compile"))

@@ -1,0 +1,142 @@
+"""The program's choices, each measured beside what it replaced."""
+
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import train_gpt2
+from build_nanogpt.bench import measure, report, synchronize
+from build_nanogpt.bench_variants import random_gpt, sizes, variant
+
+
+class Step:
+    """A network and its optimizer, and a training step on one batch of random tokens."""
+
+    def __init__(self, config, device, dtype=torch.float32, compiled=False, **choices):
+        self.choices, self.device, self.dtype = choices, device, dtype
+        self.raw_model = random_gpt(config, device)
+        self.model = torch.compile(self.raw_model) if compiled else self.raw_model
+        self.optimizer = train_gpt2.configure_optimizer(self.raw_model, 0.1, 1e-6)
+        tokens = torch.randint(config.vocab_size, (config.B, config.T + 1), device=device)
+        self.x, self.y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def __call__(self):
+        with variant(**self.choices):
+            with train_gpt2.autocast(self.device, self.dtype):
+                _, loss = self.model(self.x, self.y)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.raw_model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss.item()
+
+
+def choices(config, device):
+    """Attention and optimizer, on a GPU the video's ladder; with --saving checkpoints alone."""
+    if config.saving:
+        return saving(config, device)
+    rows = attention_and_optimizer(config, device)
+    return rows + (rungs(config, device) if device.type == "cuda" else [])
+
+
+def attention_and_optimizer(config, device):
+    """Flash against written-out attention in a whole step; AdamW's update in its three forms."""
+    flash, manual = Step(config, device), Step(config, device, flash=False)
+    ours, theirs = flash(), manual()
+    if abs(ours - theirs) > 1e-4:
+        raise RuntimeError(f"the two attentions disagree: loss {ours} and {theirs}")
+    rows = report(f"training step, fp32, {sizes(config)}",
+                  measure({"written-out attention": manual, "flash attention": flash},
+                          config.repeats, config.steps, device), tokens=config.B * config.T)
+    del manual
+    params = list(flash.raw_model.parameters())
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizers = {}
+    for name, kind in {"a loop over the parameters": {"foreach": False, "fused": False},
+                       "foreach": {"foreach": True}, "fused": {"fused": True}}.items():
+        optimizer = torch.optim.AdamW(params, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.1, **kind)
+        optimizers[name] = optimizer.step
+    return rows + report(f"AdamW's update of {flash.raw_model.num_params():,} parameters",
+                         measure(optimizers, config.repeats, config.steps, device))
+
+
+def rungs(config, device):
+    """The video's ladder on a GPU: each rung adds one choice to those above it."""
+    bf16 = train_gpt2.choose_dtype("auto", device)
+    variants = {
+        "fp32": {"tf32": False, "flash": False, "padded": False},
+        "+ TF32": {"flash": False, "padded": False},
+        f"+ {str(bf16)[6:]}": {"dtype": bf16, "flash": False, "padded": False},
+        "+ torch.compile": {"dtype": bf16, "compiled": True, "flash": False, "padded": False},
+        "+ flash attention": {"dtype": bf16, "compiled": True, "padded": False},
+        "+ vocabulary of 50,304": {"dtype": bf16, "compiled": True},
+    }
+    medians, flops = {}, None
+    for name, choices in variants.items():  # one after another: together they would not fit
+        torch._dynamo.reset()
+        step = Step(config, device, **choices)
+        flops = train_gpt2.flops_per_token(step.raw_model, config.T)
+        medians |= measure({name: step}, config.repeats, config.steps, device)
+        del step
+    return report(f"training step, B={config.B}, T={config.T}", medians,
+                  tokens=config.B * config.T, flops=flops,
+                  peak=train_gpt2.peak_flops(device, bf16))
+
+
+def saving(config, device):
+    """A checkpoint written at once and in the background, against none: how long training stands
+    still for it, and how much longer the steps take until it is on the disk."""
+    step, scaler = Step(config, device), torch.amp.GradScaler("cpu", enabled=False)
+    step()  # now the optimizer has its averages
+    settings = train_gpt2.TrainConfig()
+    variants = {"no checkpoint": [], "written at once": [], "in the background": []}
+    with tempfile.TemporaryDirectory(dir=config.folder) as folder, ThreadPoolExecutor(1) as writer:
+        path = Path(folder) / "checkpoint"
+
+        def steps(name):
+            """(seconds that saving took of this thread, seconds of all steps)."""
+            synchronize(device)
+            blocked, saved, began = 0.0, None, time.perf_counter()
+            for i in range(config.steps):
+                step()
+                if i == 0 and name != "no checkpoint":
+                    t0 = time.perf_counter()
+                    saved = train_gpt2.save_checkpoint(
+                        path, step.raw_model, step.optimizer, scaler, 1, 0, settings,
+                        writer=writer if name == "in the background" else None)
+                    blocked = time.perf_counter() - t0
+            synchronize(device)
+            took = time.perf_counter() - began
+            if saved:
+                t0 = time.perf_counter()
+                saved.result()
+                took += time.perf_counter() - t0  # the next checkpoint would have waited for it
+            return blocked, took
+
+        for _ in tqdm(range(config.repeats), leave=False, disable=None):
+            for name, times in variants.items():
+                times.append(steps(name))
+        size = sum(file.stat().st_size for file in path.iterdir())
+    return report_saving(config, variants, size)
+
+
+def report_saving(config, variants, size):
+    rows, table = [], f"one checkpoint of {size / 1e6:,.1f} MB in {config.steps} steps"
+    print(f"\n{table}")
+    alone = statistics.median(took for _, took in variants["no checkpoint"])
+    for name, times in variants.items():
+        row = {"table": table, "variant": name,
+               "stall_ms": 1000 * statistics.median(blocked for blocked, _ in times),
+               "ms": 1000 * statistics.median(took for _, took in times)}
+        row["extra_ms"] = row["ms"] - 1000 * alone
+        row["extra_share"] = row["extra_ms"] / row["ms"]
+        print(f"  {name:20s} stall {row['stall_ms']:9.1f} ms, steps {row['ms']:10.1f} ms, "
+              f"{row['extra_ms']:9.1f} ms more: {row['extra_share']:.2%} of training")
+        rows.append(row)
+    return rows

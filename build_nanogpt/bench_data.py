@@ -1,0 +1,170 @@
+"""Speed of fineweb.py, whole processes, beside the method of the original script, in one run."""
+
+import importlib.util
+import itertools
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+import fineweb
+from build_nanogpt.bench import report
+from common import UserError
+
+# The original's method: a document is a task, 16 tasks a message, half of the cores, a list of
+# Python numbers for every document. It reads the parquet files with pyarrow here, since the
+# original's `datasets` would first copy them into its cache.
+ORIGINAL = '''
+import multiprocessing, os, sys
+from pathlib import Path
+import numpy as np, pyarrow.parquet as pq, tiktoken
+
+encoder = tiktoken.get_encoding("gpt2")
+
+def tokenize(document):
+    ids = [encoder.eot_token]
+    ids.extend(encoder.encode_ordinary(document["text"]))
+    array = np.array(ids)
+    assert (0 <= array).all() and (array < 2**16).all()
+    return array.astype(np.uint16)
+
+def documents(folder):
+    for path in sorted(Path(folder).rglob("*.parquet")):
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            for text in file.read_row_group(group, columns=["text"])["text"].to_pylist():
+                yield {"text": text}
+
+def main(source, out, size):
+    os.makedirs(out)
+    shard, filled, number = np.empty(size, dtype=np.uint16), 0, 0
+    with multiprocessing.Pool(max(1, os.cpu_count() // 2)) as pool:
+        for tokens in pool.imap(tokenize, documents(source), chunksize=16):
+            while len(tokens):
+                n = min(len(tokens), size - filled)
+                shard[filled : filled + n] = tokens[:n]
+                filled, tokens = filled + n, tokens[n:]
+                if filled == size:
+                    np.save(f"{out}/{number:06d}", shard)
+                    filled, number = 0, number + 1
+        if filled:
+            np.save(f"{out}/{number:06d}", shard[:filled])
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+'''
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: str
+    """folder of .parquet files with a text column"""
+    times: int = 1
+    """every document so many times: a longer source of the same text"""
+    repeats: int = 5
+    """measurements of each variant, taken in turns; the median counts"""
+    shard_size: int = 10**8
+    """tokens a shard"""
+    workers: int = os.cpu_count() or 1
+    """processes of ours; the original takes half of the cores"""
+
+
+def lengthen(source, out, times, row_group_size=1000):
+    """One parquet file that holds the documents of a folder `times` times over, in order."""
+    tables = [pq.read_table(path, columns=["text"]) for path in sorted(source.rglob("*.parquet"))]
+    if not tables:
+        raise UserError(f"no .parquet files in {source}: name a folder that has some")
+    out.mkdir()
+    pq.write_table(pyarrow.concat_tables(tables * times), out / "000.parquet",
+                   row_group_size=row_group_size, compression="zstd")
+    return out
+
+
+def commands(config, source, folder):
+    """{variant: (command, folder of its shards)}."""
+    script = folder / "original.py"
+    script.write_text(ORIGINAL, encoding="utf-8")
+    result = {"the original's method": ([script, source, folder / "original", config.shard_size],
+                                        folder / "original")}
+    for encoder in "tiktoken", "gigatoken":
+        if encoder == "gigatoken" and importlib.util.find_spec("gigatoken") is None:
+            print("no gigatoken here (pip install gigatoken): measured without it")
+            continue
+        flags = ["--source", source, "--out", folder / encoder, "--shard-size", config.shard_size,
+                 "--workers", config.workers, "--encoder", encoder]
+        result[f"fineweb.py, {encoder}"] = ([fineweb.__file__, *flags], folder / encoder)
+    return {name: ([sys.executable, *map(str, command)], out)
+            for name, (command, out) in result.items()}
+
+
+def timed(command, out):
+    """Milliseconds of one whole process, into a folder that is not there, and of processor time
+    by it and its workers (0 on Windows). Raises UserError."""
+    for path in out.glob("*"):
+        path.unlink()
+    if out.exists():
+        out.rmdir()
+    t0, before = time.perf_counter(), sum(os.times()[2:4])
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    took, processor = time.perf_counter() - t0, sum(os.times()[2:4]) - before
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise UserError(f"{Path(command[1]).name} ended with {done.returncode} and said: {last}")
+    return 1000 * took, 1000 * processor
+
+
+def shards(folder):
+    """The shards' arrays in order, memory-mapped, whatever their names but the number."""
+    paths = sorted(folder.glob("*.npy"), key=lambda path: re.search(r"\d{6}$", path.stem)[0])
+    return [np.load(path, mmap_mode="r") for path in paths]
+
+
+def compare(outs):
+    """The number of tokens. Raises RuntimeError unless all folders hold the same shards."""
+    first, *others = map(shards, outs)
+    for other in others:
+        for a, b in itertools.zip_longest(first, other):
+            if a is None or b is None or a.dtype != b.dtype or not np.array_equal(a, b):
+                raise RuntimeError(f"the shards of {[str(out) for out in outs]} are not the same")
+    return sum(map(len, first))
+
+
+def data(config, device):
+    """fineweb.py and the original's method on --data, a folder of parquet files."""
+    return whole_processes(DataConfig(config.data, config.times, config.repeats), config.folder)
+
+
+def whole_processes(config, folder=None):
+    """Median milliseconds of each variant, all taking turns, the first of each not counted:
+    it brings files into the system's memory. Prints a table, returns its rows."""
+    for name in "times", "repeats", "shard_size", "workers":
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: give 1 or more")
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        temporary = Path(temporary)
+        source = lengthen(Path(config.source), temporary / "source", config.times)
+        variants = commands(config, source, temporary)
+        for command, out in variants.values():
+            timed(command, out)
+        tokens = compare([out for _, out in variants.values()])
+        times = {name: [] for name in variants}
+        for _ in tqdm(range(config.repeats), leave=False, disable=None):
+            for name, (command, out) in variants.items():
+                times[name].append(timed(command, out))
+    title = f"{tokens:,} tokens to shards of {config.shard_size:,}, {os.cpu_count()} cores"
+    took, processor = ({name: statistics.median(pair[i] for pair in pairs)
+                        for name, pairs in times.items()} for i in range(2))
+    rows = report(title, took, tokens)
+    if all(processor.values()):  # which another program on the machine changes less
+        rows += report(f"{title}, processor time", processor, tokens)
+    return rows

@@ -1,0 +1,145 @@
+"""A whole training step of the program and of its relatives, on the same weights, in one run."""
+
+import torch
+
+import train_gpt2
+from build_nanogpt.bench_apart import Apart
+from build_nanogpt.bench import PEAK, first_calls, measure_beside, product, report
+from build_nanogpt.bench_relatives import (
+    find_relatives,
+    relative,
+    relatives_optimizer,
+    transformers_gpt2,
+)
+from build_nanogpt.bench_variants import can_compile, defaults, random_gpt, sizes, variant
+from common import keep_memory
+
+
+def random_batches(config, device):
+    """[(x, y)] of the micro-steps of one step, (B, T) each."""
+    tokens = torch.randint(config.vocab_size, (config.grad_accum, config.B, config.T + 1),
+                           device=device, generator=torch.Generator(device).manual_seed(1))
+    return [(part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in tokens]
+
+
+def own_loss(model, x, y):
+    """Of a network that returns logits and loss, as ours and those of the video and nanoGPT do."""
+    return model(x, y)[1]
+
+
+def transformers_loss(model, x, y):
+    """GPT2LMHeadModel's own loss; it would shift `labels` itself, and lose the last target."""
+    return model(input_ids=x, labels=y, shift_labels=y, use_cache=False).loss
+
+
+def step_of(model, optimizer, batches, loss_of=own_loss, **choices):
+    """A whole step as an action: micro-steps, clipping, update. Returns the loss."""
+
+    def step():
+        total = 0.0
+        with variant(**choices):
+            for x, y in batches:
+                loss = loss_of(model, x, y) / len(batches)
+                loss.backward()
+                total += loss.detach()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return total.item()
+
+    return step
+
+
+def step_of_transformers(ours, batches):
+    """As its users train it, at its best: one fused AdamW for all parameters."""
+    model = transformers_gpt2(ours).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1,
+                                  fused=True)
+    return step_of(model, optimizer, batches, transformers_loss)
+
+
+def step_of_relative(path, ours, batches, fused=False, compiled=False):
+    """A clone's network with the optimizer it makes; or with a fused one, or compiled too."""
+    model, kind = relative(path, ours).train(), batches[0][0].device.type
+    optimizer = relatives_optimizer(path, model, "cuda" if fused else kind)
+    return step_of(torch.compile(model) if compiled else model, optimizer, batches)
+
+
+def step_of_ours(ours, batches, compiled=False, kind="adamw", **choices):
+    """The program as a run on this device has it, with some choices changed."""
+    device = batches[0][0].device
+    if compiled:
+        ours = train_gpt2.compile_model(ours, device, wanted=True)
+    optimizer = train_gpt2.configure_optimizer(ours, 0.1, 0.0, kind)
+    return step_of(ours, optimizer, batches, **(defaults(device) | choices))
+
+
+def all_variants(relatives, cuda, compiles):
+    """{name: (whose, choices)} of what is measured; relatives first."""
+    found = {"transformers": ("transformers", {})}
+    for name in relatives:
+        fused = "" if cuda else ", fused AdamW"
+        found |= {name: (name, {})} | ({} if cuda else {name + fused: (name, {"fused": True})})
+        if compiles:
+            found[f"{name}{fused}, compiled"] = name, {"fused": True, "compiled": True}
+    found |= {"ours, all logits, memory handed back": ("ours", {"loss_rows": None, "keeps": False}),
+              "ours, all logits at once": ("ours", {"loss_rows": None}),
+              "ours": ("ours", {}),
+              "ours, blocks computed again": ("ours", {"recompute": True}),
+              "ours, Muon": ("ours", {"kind": "muon"})}
+    if compiles:
+        found |= {"ours, compiled": ("ours", {"compiled": True}),
+                  "ours, compiled, all logits": ("ours", {"compiled": True, "loss_rows": None})}
+    return found
+
+
+def build_of(config, device, whose, choices):
+    return build(config, device, whose, **choices)
+
+
+def build(config, device, whose, keeps=True, **choices):
+    """The step of one variant, in its own process: only ours keeps its memory."""
+    if whose == "ours" and keeps:
+        keep_memory()
+    device = torch.device(device)
+    ours, batches = random_gpt(config, device), random_batches(config, device)
+    if whose == "transformers":
+        return step_of_transformers(ours, batches)
+    if whose == "ours":
+        return step_of_ours(ours, batches, **choices)
+    return step_of_relative(find_relatives(config.relatives)[whose], ours, batches, **choices)
+
+
+def check_losses(calls):
+    """Raises RuntimeError unless all compute the same. The learning rate is 0, which is no less
+    work: the weights stay, and each variant's loss is the first step's."""
+    losses = {name: loss for name, (_, loss) in calls.items()}
+    if max(losses.values()) - min(losses.values()) > 1e-4:
+        raise RuntimeError(f"the variants disagree: losses {losses}")
+
+
+def train(config, device):
+    """A step in fp32: transformers, the user's clones, and the program in its variants."""
+    relatives = find_relatives(config.relatives)  # what is wrong with it is said at once
+    compiles = config.compile is not False and can_compile(device)
+    variants = all_variants(relatives, device.type == "cuda", compiles)
+    actions = {}
+    try:
+        for name, (whose, choices) in variants.items():
+            actions[name] = Apart(__name__, "build_of", config, str(device), whose, choices)
+        calls = first_calls(actions, device)
+        check_losses(calls)
+        medians, rates = measure_beside({PEAK: product(device)}, actions, config, device, warm=True)
+    finally:
+        for action in actions.values():
+            action.end()
+    best = min((name for name, (whose, _) in variants.items() if whose != "ours"), key=medians.get)
+    c = train_gpt2.GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
+                             config.n_embd)
+    with torch.device("meta"):
+        flops = train_gpt2.flops_per_token(train_gpt2.GPT(c), config.T)
+    return report(
+        f"whole training step, fp32, {sizes(config)}, {config.grad_accum} micro-steps; "
+        f"ratios to {best}", medians, best, tokens=config.grad_accum * config.B * config.T,
+        flops=flops, peak=rates[PEAK], share="of the peak",
+        first={name: seconds for name, (seconds, _) in calls.items()})

@@ -1,0 +1,65 @@
+"""The program with some of its choices taken back, and networks of the bench's sizes."""
+
+import contextlib
+
+import torch
+from torch.nn import functional as F
+
+import train_gpt2
+
+
+def written_out_attention(self, x, cache=None, mask=None):
+    """The attention of the video's first half: the (T, T) matrix is made, masked and kept."""
+    B, T, C = x.size()
+    q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+               for t in self.c_attn(x).split(C, dim=2))
+    scores = q @ k.transpose(-2, -1) * k.size(-1) ** -0.5
+    past = torch.ones(T, T, dtype=torch.bool, device=x.device).tril()
+    y = F.softmax(scores.masked_fill(~past, float("-inf")), dim=-1) @ v
+    return self.c_proj(y.transpose(1, 2).contiguous().view(B, T, C))
+
+
+@contextlib.contextmanager
+def variant(flash=True, padded=True, tf32=True, **attributes):
+    """The program with some of its choices taken back, and attributes of GPT set, as loss_rows."""
+    attention, network = train_gpt2.CausalSelfAttention, train_gpt2.GPT
+    attributes |= {} if padded else {"vocab_multiple": 1}
+    before = {name: getattr(network, name) for name in attributes}
+    forward, precision = attention.forward, torch.get_float32_matmul_precision()
+    try:
+        if not flash:
+            attention.forward = written_out_attention
+        for name, value in attributes.items():
+            setattr(network, name, value)
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        yield
+    finally:
+        attention.forward = forward
+        for name, value in before.items():
+            setattr(network, name, value)
+        torch.set_float32_matmul_precision(precision)
+
+
+def defaults(device):
+    """GPT's attributes as the program sets them for a run on this device."""
+    return {"loss_rows": train_gpt2.choose_loss_rows(None, device)}
+
+
+def random_gpt(config, device, block_size=0):
+    """The program's network of the flags' sizes, the same every time."""
+    torch.manual_seed(0)
+    return train_gpt2.GPT(train_gpt2.GPTConfig(
+        block_size or config.T, config.vocab_size, config.n_layer, config.n_head, config.n_embd)
+    ).to(device)
+
+
+def sizes(config):
+    return f"{config.n_layer} layers, {config.n_embd} channels, B={config.B}, T={config.T}"
+
+
+def can_compile(device):
+    """Whether torch.compile works here; said aloud if not."""
+    def something(x):
+        return x
+
+    return train_gpt2.compile_model(something, device, wanted=True) is not something
