@@ -507,12 +507,13 @@ def autocast(device, dtype):
     return torch.autocast(device_type=device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def choose_loss_rows(wanted, device):
+def choose_loss_rows(wanted, device, vocab_size):
     """GPT.loss_rows. Older versions of torch have no such loss, and keep all logits."""
     if not hasattr(nn, "LinearCrossEntropyOptions"):
         return None
-    # on a CPU logits of all rows leave the caches; on a GPU they only cost memory
-    return (512 if device.type == "cpu" else 0) if wanted is None else wanted
+    # few ids are cheaper at once; on a GPU many only cost memory
+    large = device.type == "cpu" and vocab_size > 4096
+    return (512 if large else 0) if wanted is None else wanted
 
 
 def compile_model(model, device, wanted, master=True):
@@ -557,7 +558,8 @@ class TrainConfig:
     total_batch_size: int = 2**19
     """tokens an optimizer step, over all ranks and micro-steps"""
     loss_rows: int | None = None
-    """positions whose logits the loss holds at a time; 0: all; None: 512 on a CPU, elsewhere all"""
+    """positions whose logits the loss holds at a time; 0: all; None: 512 of a large vocabulary on a
+    CPU, elsewhere all"""
     recompute: bool = False
     """keep a block's input alone and compute the block again in the backward pass: about a quarter
     more work, and a fraction of the memory"""
@@ -1797,7 +1799,7 @@ def main():
     torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
     dtype = choose_dtype(config.dtype, device)
     raw_model.to(device)
-    raw_model.loss_rows = choose_loss_rows(config.loss_rows, device)
+    raw_model.loss_rows = choose_loss_rows(config.loss_rows, device, config.vocab_size)
     raw_model.recompute = config.recompute
     model = compile_model(raw_model, device, config.compile, master)
     compiled = None if model is raw_model else model

@@ -39,7 +39,7 @@ def one_point(config, device):
     """A whole training step, in a process of its own: (milliseconds, FLOPs a token, bytes)."""
     model = random_gpt(config, device)
     optimizer = train_gpt2.configure_optimizer(model, 0.1, 0.0)
-    step = step_of(model, optimizer, random_batches(config, device), **defaults(device))
+    step = step_of(model, optimizer, random_batches(config, device), **defaults(config, device))
     ms = measure({"step": step}, config.repeats, config.steps, device)["step"]
     return ms, train_gpt2.flops_per_token(model, config.T), peak_memory(device)
 

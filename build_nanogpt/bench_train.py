@@ -15,6 +15,9 @@ from build_nanogpt.bench_variants import can_compile, defaults, random_gpt, size
 from common import keep_memory
 
 
+BF16 = "ours, products in bfloat16"
+
+
 def random_batches(config, device):
     """[(x, y)] of the micro-steps of one step, (B, T) each."""
     tokens = torch.randint(config.vocab_size, (config.grad_accum, config.B, config.T + 1),
@@ -32,14 +35,16 @@ def transformers_loss(model, x, y):
     return model(input_ids=x, labels=y, shift_labels=y, use_cache=False).loss
 
 
-def step_of(model, optimizer, batches, loss_of=own_loss, **choices):
+def step_of(model, optimizer, batches, loss_of=own_loss, dtype=torch.float32, **choices):
     """A whole step as an action: micro-steps, clipping, update. Returns the loss."""
+    device = batches[0][0].device
 
     def step():
         total = 0.0
         with variant(**choices):
             for x, y in batches:
-                loss = loss_of(model, x, y) / len(batches)
+                with train_gpt2.autocast(device, dtype):
+                    loss = loss_of(model, x, y).float() / len(batches)
                 loss.backward()
                 total += loss.detach()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -71,7 +76,7 @@ def step_of_ours(ours, batches, compiled=False, kind="adamw", **choices):
     if compiled:
         ours = train_gpt2.compile_model(ours, device, wanted=True)
     optimizer = train_gpt2.configure_optimizer(ours, 0.1, 0.0, kind)
-    return step_of(ours, optimizer, batches, **(defaults(device) | choices))
+    return step_of(ours, optimizer, batches, **(defaults(ours.config, device) | choices))
 
 
 def all_variants(relatives, cuda, compiles):
@@ -87,6 +92,7 @@ def all_variants(relatives, cuda, compiles):
               "ours": ("ours", {}),
               "ours, blocks computed again": ("ours", {"recompute": True}),
               "ours, Muon": ("ours", {"kind": "muon"})}
+    found |= {BF16: ("ours", {"dtype": torch.bfloat16})}
     if compiles:
         found |= {"ours, compiled": ("ours", {"compiled": True}),
                   "ours, compiled, all logits": ("ours", {"compiled": True, "loss_rows": None})}
@@ -114,8 +120,10 @@ def check_losses(calls):
     """Raises RuntimeError unless all compute the same. The learning rate is 0, which is no less
     work: the weights stay, and each variant's loss is the first step's."""
     losses = {name: loss for name, (_, loss) in calls.items()}
-    if max(losses.values()) - min(losses.values()) > 1e-4:
-        raise RuntimeError(f"the variants disagree: losses {losses}")
+    rounded = losses.pop(BF16)
+    if (max(losses.values()) - min(losses.values()) > 1e-4
+            or abs(rounded / losses["ours"] - 1) > 0.01):
+        raise RuntimeError(f"the variants disagree: losses {losses}, {rounded} in bfloat16")
 
 
 def train(config, device):

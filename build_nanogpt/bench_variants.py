@@ -40,9 +40,9 @@ def variant(flash=True, padded=True, tf32=True, **attributes):
         torch.set_float32_matmul_precision(precision)
 
 
-def defaults(device):
-    """GPT's attributes as the program sets them for a run on this device."""
-    return {"loss_rows": train_gpt2.choose_loss_rows(None, device)}
+def defaults(config, device):
+    """GPT's attributes as the program sets them for a run of these sizes on this device."""
+    return {"loss_rows": train_gpt2.choose_loss_rows(None, device, config.vocab_size)}
 
 
 def random_gpt(config, device, block_size=0):

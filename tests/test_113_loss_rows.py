@@ -73,7 +73,8 @@ def test_the_run_has_them(tmp_path, monkeypatch):
 
 def test_who_has_them(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [train_gpt2.choose_loss_rows(n, cpu) for n in (None, 0, 64)] == [512, 0, 64]
-    assert [train_gpt2.choose_loss_rows(n, cuda) for n in (None, 0, 64)] == [0, 0, 64]
+    for device, ids, usual in (cpu, 50257, 512), (cpu, 257, 0), (cuda, 50257, 0):
+        found = [train_gpt2.choose_loss_rows(n, device, ids) for n in (None, 0, 64)]
+        assert found == [usual, 0, 64]
     monkeypatch.delattr(nn, "LinearCrossEntropyOptions")
-    assert train_gpt2.choose_loss_rows(64, cpu) is None
+    assert train_gpt2.choose_loss_rows(64, cpu, 50257) is None
