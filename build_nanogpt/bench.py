@@ -60,6 +60,8 @@ class Config:
     """ladder, --saving: files are written to this folder's disk, and removed"""
     relatives: str = ""
     """train, sampling, hellaswag: a folder with your clones of nanoGPT and build-nanogpt"""
+    only: tuple[str, ...] = ()
+    """train: these variants alone, by their names in the table; each is a process with its memory"""
     grad_accum: int = 1
     """train: micro-steps of B sequences a step"""
     compile: Annotated[bool | None, tyro.conf.arg(metavar="| --no-compile")] = None

@@ -7,7 +7,7 @@ import hellaswag as scoring
 from build_nanogpt.bench import PEAK, measure_beside, product, reading, report
 from build_nanogpt.bench_relatives import find_relatives, relative, transformers_gpt2
 from build_nanogpt.bench_variants import random_gpt
-from common import get_tokenizer, tokenizer_name
+from common import get_tokenizer, keep_memory, tokenizer_name
 from train_gpt2 import autocast
 
 PROMPT = 8  # tokens
@@ -53,6 +53,7 @@ def samplers(config, ours, idx):
 def sampling(config, device):
     """Greedy tokens, one sequence: without a cache, with one, and the weights' bytes over the
     memory's speed, below which no token can be had."""
+    keep_memory()  # for all of them: they share a process
     ours = random_gpt(config, device, max(config.T, PROMPT + config.new_tokens)).eval()
     idx = torch.randint(config.vocab_size, (1, PROMPT), device=device)
     actions = samplers(config, ours, idx)
@@ -128,6 +129,7 @@ def packed_flops(model, encoded):
 def hellaswag(config, device):
     """Examples a second, in fp32 and in bfloat16: one at a time, in rows, packed, and the floor of
     the packed tokens' FLOPs."""
+    keep_memory()  # for all of them: they share a process
     enc = get_tokenizer(tokenizer_name(config.vocab_size))
     examples = scoring.load_examples(config.data, config.limit)
     encoded, ours = scoring.encode(examples, enc, config.T), random_gpt(config, device).eval()

@@ -12,7 +12,7 @@ from build_nanogpt.bench_relatives import (
     transformers_gpt2,
 )
 from build_nanogpt.bench_variants import can_compile, defaults, random_gpt, sizes, variant
-from common import keep_memory
+from common import UserError, keep_memory
 
 
 BF16 = "ours, products in bfloat16"
@@ -99,6 +99,17 @@ def all_variants(relatives, cuda, compiles):
     return found
 
 
+def chosen(variants, only):
+    """Those of --only, and always ours as it is. Raises UserError for a name that none has."""
+    for name in only:
+        if name not in variants:
+            raise UserError(f"--only {name!r}: choose from {', '.join(map(repr, variants))}")
+    found = {name: v for name, v in variants.items() if not only or name in only or name == "ours"}
+    if all(whose == "ours" for whose, _ in found.values()):
+        raise UserError("--only without a relative: name one, as 'transformers', to compare with")
+    return found
+
+
 def build_of(config, device, whose, choices):
     return build(config, device, whose, **choices)
 
@@ -120,7 +131,7 @@ def check_losses(calls):
     """Raises RuntimeError unless all compute the same. The learning rate is 0, which is no less
     work: the weights stay, and each variant's loss is the first step's."""
     losses = {name: loss for name, (_, loss) in calls.items()}
-    rounded = losses.pop(BF16)
+    rounded = losses.pop(BF16, losses["ours"])
     if (max(losses.values()) - min(losses.values()) > 1e-4
             or abs(rounded / losses["ours"] - 1) > 0.01):
         raise RuntimeError(f"the variants disagree: losses {losses}, {rounded} in bfloat16")
@@ -130,7 +141,7 @@ def train(config, device):
     """A step in fp32: transformers, the user's clones, and the program in its variants."""
     relatives = find_relatives(config.relatives)  # what is wrong with it is said at once
     compiles = config.compile is not False and can_compile(device)
-    variants = all_variants(relatives, device.type == "cuda", compiles)
+    variants = chosen(all_variants(relatives, device.type == "cuda", compiles), config.only)
     actions = {}
     try:
         for name, (whose, choices) in variants.items():

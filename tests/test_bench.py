@@ -15,6 +15,7 @@ from build_nanogpt import bench_growth, bench_ladder
 from build_nanogpt.bench import Config, check, main
 from build_nanogpt.bench_serve import packed_flops
 from build_nanogpt.bench_variants import variant, written_out_attention
+from build_nanogpt.bench_train import chosen
 from common import UserError, get_tokenizer, parse
 
 SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--vocab-size", "257", "--B", "2",
@@ -172,6 +173,16 @@ def test_a_whole_step_beside_the_relatives(tmp_path, capsys):
         assert row["ratio"] == pytest.approx(best["ms"] / row["ms"])
         assert row["tokens_per_second"] == pytest.approx(1000 * 2 * 2 * 32 / row["ms"])
         assert 0 < row["mfu"] < 1 and row["first_call_s"] > 0
+
+
+def test_chosen_variants():
+    variants = {"transformers": ("transformers", {}), "ours": ("ours", {}), "x": ("ours", {})}
+    assert list(chosen(variants, ())) == ["transformers", "ours", "x"]
+    assert list(chosen(variants, ("transformers",))) == ["transformers", "ours"]
+    with pytest.raises(UserError, match="--only 'y': choose from 'transformers', 'ours', 'x'"):
+        chosen(variants, ("y",))
+    with pytest.raises(UserError, match="--only without a relative"):
+        chosen(variants, ("x",))
 
 
 def test_variants_that_compute_something_else_are_not_compared(tmp_path):
