@@ -61,7 +61,7 @@ class Config:
     relatives: str = ""
     """train, sampling, hellaswag: a folder with your clones of nanoGPT and build-nanogpt"""
     only: tuple[str, ...] = ()
-    """train: these variants alone, by their names in the table; each is a process with its memory"""
+    """train: these variants alone, by their names in the table; each is a process of its own"""
     grad_accum: int = 1
     """train: micro-steps of B sequences a step"""
     compile: Annotated[bool | None, tyro.conf.arg(metavar="| --no-compile")] = None
