@@ -89,10 +89,10 @@ def one_example(all_logits, example, device):
     return (losses.sum(dim=1) / ending.sum(dim=1)).argmin().item()
 
 
-def in_batches(score, size, model, encoded, device):
+def in_batches(score, size, model, encoded, device, tokens=4096):
     """The numbers of the likeliest endings by one of hellaswag.py's two ways."""
     chosen = {}
-    for batch in scoring.batches(encoded, size=size):
+    for batch in scoring.batches(encoded, tokens, size):
         _, means = score(model, batch, device)
         chosen |= zip(map(id, batch), means.argmin(dim=1).tolist(), strict=True)
     return [chosen[id(example)] for example in encoded]
@@ -101,12 +101,13 @@ def in_batches(score, size, model, encoded, device):
 def scorers(config, ours, encoded, device, dtype):
     """{name: action}; each returns the numbers of the likeliest endings."""
     name, all_logits = of_the_video(config, ours)
+    packs = 1024 if device.type == "cpu" else 4096  # as count_correct() has it
     ways = {
         f"{name}: one at a time": lambda: [one_example(all_logits, example, device)
                                            for example in encoded],
         "ours, in rows": lambda: in_batches(scoring.score, scoring.in_rows, ours, encoded, device),
         "ours, packed": lambda: in_batches(scoring.score_packed, scoring.in_packs, ours, encoded,
-                                           device)}
+                                           device, packs)}
 
     def cast(way):
         with torch.no_grad(), autocast(device, dtype):
