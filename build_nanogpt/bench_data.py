@@ -164,7 +164,7 @@ def whole_processes(config, folder=None):
     title = f"{tokens:,} tokens to shards of {config.shard_size:,}, {os.cpu_count()} cores"
     took, processor = ({name: statistics.median(pair[i] for pair in pairs)
                         for name, pairs in times.items()} for i in range(2))
-    rows = report(title, took, tokens)
+    rows = report(title, took, tokens=tokens)
     if all(processor.values()):  # which another program on the machine changes less
-        rows += report(f"{title}, processor time", processor, tokens)
+        rows += report(f"{title}, processor time", processor, tokens=tokens)
     return rows

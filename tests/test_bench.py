@@ -6,7 +6,15 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, four_endings, lively_gpt, write_jsonl
+from helpers import (
+    ROOT,
+    four_endings,
+    gpt2_vocabulary_missing,
+    lively_gpt,
+    make_documents,
+    write_jsonl,
+    write_parquet,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 import hellaswag
@@ -316,3 +324,12 @@ def test_a_clone_that_cannot_be_used(tmp_path):
     (tmp_path / "nanoGPT" / "model.py").write_text("class GPT: oh = 1 / 0")
     with pytest.raises(UserError, match="nanoGPT/model.py cannot be used .ZeroDivisionError"):
         main(configured("train", "--relatives", tmp_path, "--no-compile"))
+
+
+@pytest.mark.skipif(bool(gpt2_vocabulary_missing()), reason=gpt2_vocabulary_missing())
+def test_data(tmp_path, capsys):
+    source = tmp_path / "source"
+    write_parquet(source, make_documents(30))
+    rows = rows_of("data", "--data", source, "--times", 2, folder=tmp_path)
+    assert {"the original's method", "fineweb.py, tiktoken"} <= {row["variant"] for row in rows}
+    assert all(row["tokens_per_second"] > 0 for row in rows)
