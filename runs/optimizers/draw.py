@@ -32,4 +32,6 @@ curves.set(xlabel="million tokens", ylabel="validation loss (nats per byte)", yl
 curves.legend()
 sweep.set(xscale="log", xlabel="learning rate", ylabel="validation loss at the end",
           title="AdamW 3,000 steps (blue), Muon 1,800 (orange)")
+sweep.set_xticks([2.5e-3, 5e-3, 1e-2, 2e-2], ["2.5e-3", "5e-3", "1e-2", "2e-2"])
+sweep.minorticks_off()
 figure.savefig(HERE / "curves.png", dpi=120)
