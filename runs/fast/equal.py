@@ -1,6 +1,6 @@
 """Packed HellaSwag and cached sampling against the plain ways, on a checkpoint of train_gpt2.py.
 
-    python runs/fast/equal.py CHECKPOINT HELLASWAG.jsonl
+    python runs/fast/equal.py CHECKPOINT HELLASWAG.jsonl [LIMIT]
 
 Prints how many choices of all examples differ, and how many of 200 greedy continuations.
 """
@@ -36,10 +36,11 @@ def whole_each_time(model, idx, n):
     return idx
 
 
-def main(checkpoint, examples):
+def main(checkpoint, examples, limit=None):
     model = GPT.from_pretrained(checkpoint).eval()
     enc = get_tokenizer(tokenizer_name(model.config.vocab_size))
-    encoded = hellaswag.encode(hellaswag.load_examples(examples), enc, model.config.block_size)
+    encoded = hellaswag.encode(hellaswag.load_examples(examples, limit and int(limit)), enc,
+                               model.config.block_size)
     found = {}
     for name, score, size in (("in rows", hellaswag.score, hellaswag.in_rows),
                               ("packed", hellaswag.score_packed, hellaswag.in_packs)):
