@@ -666,9 +666,9 @@ def check_config(config, ddp_world_size):
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
-    if not 0 <= config.final_lr <= config.max_lr < 1e30:  # a float32 ends at 3e38
+    if not 0 <= config.final_lr <= config.max_lr <= 1e30:  # a float32 ends at 3e38
         raise UserError(f"--min-lr {config.min_lr}, --max-lr {config.max_lr}: give 0 <= min <= max "
-                        "< 1e30")
+                        "<= 1e30")
     if config.seed >= 2**63:
         raise UserError(f"--seed {config.seed}: give less than 2**63")
     if config.profile and config.profile + 3 > (config.max_steps or math.inf):
