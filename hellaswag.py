@@ -40,6 +40,7 @@ from common import (
     get_tokenizer,
     hub_offline,
     needs_network,
+    onednn,
     parse,
     run,
     tokenizer_name,
@@ -328,7 +329,8 @@ def main():
     enc = get_tokenizer(tokenizer_name(model.config.vocab_size))
     encoded = encode(examples, enc, model.config.max_position_embeddings)
 
-    acc, acc_norm, n = count_correct(model, encoded, device, progress=True).tolist()
+    with onednn():
+        acc, acc_norm, n = count_correct(model, encoded, device, progress=True).tolist()
     for name, correct in ("acc", acc), ("acc_norm", acc_norm):
         print(f"{name:8s} {correct / n:.4f} +- {standard_error(correct / n, n):.4f}"
               f"  ({correct:.0f} of {n:.0f})")

@@ -52,6 +52,7 @@ from common import (
     hub_offline,
     keep_memory,
     needs_network,
+    onednn,
     parse,
     remove,
     run,
@@ -97,6 +98,41 @@ class Cache:
         return [kept[:, :, : self.n] for kept in self.kept]
 
 
+class Product(torch.autograd.Function):
+    """F.linear and its gradients, which are two more products, all three by oneDNN."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        with onednn():
+            return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)  # (B T, out)
+        with onednn():
+            return (grad @ weight, rows.t() @ x.flatten(0, -2),
+                    rows.sum(dim=0) if ctx.needs_input_grad[2] else None)
+
+
+def linear(x, weight, bias=None):
+    """x (..., in), weight (out, in) -> (..., out), as F.linear, on a CPU by its quicker library."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        return Product.apply(x, weight, bias)
+    with onednn():
+        return F.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """nn.Linear by linear()."""
+
+    def forward(self, x):
+        return linear(x, self.weight, self.bias)
+
+
 class CausalSelfAttention(nn.Module):
     """Every position gathers what it needs from the positions before it, in n_head ways."""
 
@@ -105,8 +141,8 @@ class CausalSelfAttention(nn.Module):
         if config.n_embd % config.n_head:
             raise UserError(f"--n-embd {config.n_embd} does not divide by --n-head {config.n_head}")
         self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads at once
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads at once
+        self.c_proj = Linear(config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True
 
     def forward(self, x, cache=None, mask=None):
@@ -128,10 +164,10 @@ class MLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
         # OpenAI computed GELU by its tanh approximation, and the weights expect it
         self.gelu = nn.GELU(approximate="tanh")
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True
 
     def forward(self, x):
@@ -158,7 +194,7 @@ class GPT(nn.Module):
     """GPT-2. Parameters are named and shaped as in the published checkpoints."""
 
     vocab_multiple = 64  # the product with the vocabulary is padded to a multiple of it
-    loss_rows = None  # positions whose logits exist at a time in the loss; None: all
+    loss_rows = 0  # positions whose logits exist at a time in the loss; 0: all
     recompute = False  # in the backward pass, what the blocks computed in the forward pass
 
     def __init__(self, config):
@@ -170,7 +206,7 @@ class GPT(nn.Module):
             h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             ln_f=nn.LayerNorm(config.n_embd),
         ))
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         # one matrix reads tokens and writes them (Press and Wolf 2016): 38.6M parameters saved
         self.transformer.wte.weight = self.lm_head.weight
         self.apply(self._init_weights)
@@ -221,7 +257,7 @@ class GPT(nn.Module):
         # They exist in this product alone, so no id past the vocabulary can win or be sampled.
         V = self.config.vocab_size
         weight = F.pad(self.lm_head.weight, (0, 0, 0, -V % self.vocab_multiple))
-        logits = F.linear(x, weight)[..., :V]
+        logits = linear(x, weight)[..., :V]
         loss = None
         if targets is not None:
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -235,7 +271,9 @@ class GPT(nn.Module):
             x, weight = (t.to(torch.get_autocast_dtype(kind)) for t in (x, weight))
         options = nn.LinearCrossEntropyOptions(
             batch_chunk_size=self.loss_rows, allow_retain_graph=torch.compiler.is_compiling())
-        return F.linear_cross_entropy(x, weight, targets, options=options)
+        quick = kind == "cpu" and not torch.compiler.is_compiling()
+        with onednn() if quick else contextlib.nullcontext():
+            return F.linear_cross_entropy(x, weight, targets, options=options)
 
     def num_params(self):
         """Number of parameters, the shared matrix counted once: 124,439,808 for GPT-2 124M."""
@@ -507,15 +545,6 @@ def autocast(device, dtype):
     return torch.autocast(device_type=device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def choose_loss_rows(wanted, device, vocab_size):
-    """GPT.loss_rows. Older versions of torch have no such loss, and keep all logits."""
-    if not hasattr(nn, "LinearCrossEntropyOptions"):
-        return None
-    # few ids are cheaper at once; on a GPU many only cost memory
-    large = device.type == "cpu" and vocab_size > 4096
-    return (512 if large else 0) if wanted is None else wanted
-
-
 def compile_model(model, device, wanted, master=True):
     """torch.compile(model) where it is wanted (None: on cuda) and works, else the model itself."""
     if not (device.type == "cuda" if wanted is None else wanted):
@@ -557,9 +586,8 @@ class TrainConfig:
     """tokens a sequence; without --init-from also the number of position embeddings"""
     total_batch_size: int = 2**19
     """tokens an optimizer step, over all ranks and micro-steps"""
-    loss_rows: int | None = None
-    """positions whose logits the loss holds at a time; 0: all; None: 512 of a large vocabulary on a
-    CPU, elsewhere all"""
+    loss_rows: int = 0
+    """positions whose logits the loss holds at a time, for want of memory; 0: all"""
     recompute: bool = False
     """keep a block's input alone and compute the block again in the backward pass: about a quarter
     more work, and a fraction of the memory"""
@@ -669,6 +697,9 @@ def check_config(config, ddp_world_size):
     if not 0 <= config.final_lr <= config.max_lr <= 1e30:  # a float32 ends at 3e38
         raise UserError(f"--min-lr {config.min_lr}, --max-lr {config.max_lr}: give 0 <= min <= max "
                         "<= 1e30")
+    if config.loss_rows and not hasattr(nn, "LinearCrossEntropyOptions"):
+        raise UserError(f"--loss-rows {config.loss_rows} needs torch 2.13, and this is "
+                        f"{torch.__version__}: leave it out")
     if config.seed >= 2**63:
         raise UserError(f"--seed {config.seed}: give less than 2**63")
     if config.profile and config.profile + 3 > (config.max_steps or math.inf):
@@ -1800,7 +1831,7 @@ def main():
     torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
     dtype = choose_dtype(config.dtype, device)
     raw_model.to(device)
-    raw_model.loss_rows = choose_loss_rows(config.loss_rows, device, config.vocab_size)
+    raw_model.loss_rows = config.loss_rows
     raw_model.recompute = config.recompute
     model = compile_model(raw_model, device, config.compile, master)
     compiled = None if model is raw_model else model

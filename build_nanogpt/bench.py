@@ -14,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from build_nanogpt.bench_variants import variant
-from common import UserError, find_device, whole
+from common import UserError, find_device, onednn, whole
 
 # WHAT -> module of build_nanogpt that has a function of this name: (config, device) -> rows
 WHATS = {"choices": "bench_choices", "train": "bench_train", "sampling": "bench_serve",
@@ -129,7 +129,7 @@ def product(device, dtype=torch.float32):
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
 
     def multiply():
-        with variant():  # TF32 as in the program
+        with variant(), onednn():  # as in the program
             torch.mm(a, b)
 
     return multiply, 2 * n**3

@@ -14,7 +14,7 @@ from tqdm import tqdm
 import train_gpt2
 from build_nanogpt.bench import PEAK, measure, measure_beside, product, save_figure
 from build_nanogpt.bench_train import random_batches, step_of
-from build_nanogpt.bench_variants import defaults, random_gpt, sizes
+from build_nanogpt.bench_variants import random_gpt, sizes
 from common import UserError
 
 AXES = {"T": "tokens a sequence", "vocab_size": "ids", "n_layer": "layers", "B": "sequences a step"}
@@ -39,7 +39,7 @@ def one_point(config, device):
     """A whole training step, in a process of its own: (milliseconds, FLOPs a token, bytes)."""
     model = random_gpt(config, device)
     optimizer = train_gpt2.configure_optimizer(model, 0.1, 0.0)
-    step = step_of(model, optimizer, random_batches(config, device), **defaults(config, device))
+    step = step_of(model, optimizer, random_batches(config, device))
     ms = measure({"step": step}, config.repeats, config.steps, device)["step"]
     return ms, train_gpt2.flops_per_token(model, config.T), peak_memory(device)
 

@@ -18,7 +18,7 @@ from build_nanogpt.git import ROOT
 from build_nanogpt.series import PROGRAM, read_series, tag_of
 from common import UserError
 
-LADDER = (12, 13, 14, 15, 16, 19)  # steps that make training faster
+LADDER = (12, 13, 14, 15, 16, 19, 114, 118, 120, 121)  # steps that make training faster
 SKIPPED = 3  # a run's first iterations: they compile and allocate
 PRINTED = re.compile(r"dt (\d+) ms \| ([\d,]+) tok/sec")
 

@@ -11,7 +11,7 @@ from build_nanogpt.bench_relatives import (
     relatives_optimizer,
     transformers_gpt2,
 )
-from build_nanogpt.bench_variants import can_compile, defaults, random_gpt, sizes, variant
+from build_nanogpt.bench_variants import can_compile, random_gpt, sizes, variant
 from common import UserError, keep_memory
 
 
@@ -76,7 +76,7 @@ def step_of_ours(ours, batches, compiled=False, kind="adamw", **choices):
     if compiled:
         ours = train_gpt2.compile_model(ours, device, wanted=True)
     optimizer = train_gpt2.configure_optimizer(ours, 0.1, 0.0, kind)
-    return step_of(ours, optimizer, batches, **(defaults(ours.config, device) | choices))
+    return step_of(ours, optimizer, batches, **choices)
 
 
 def all_variants(relatives, cuda, compiles):
@@ -87,15 +87,16 @@ def all_variants(relatives, cuda, compiles):
         found |= {name: (name, {})} | ({} if cuda else {name + fused: (name, {"fused": True})})
         if compiles:
             found[f"{name}{fused}, compiled"] = name, {"fused": True, "compiled": True}
-    found |= {"ours, all logits, memory handed back": ("ours", {"loss_rows": None, "keeps": False}),
-              "ours, all logits at once": ("ours", {"loss_rows": None}),
-              "ours": ("ours", {}),
+    found |= {} if cuda else {
+        "ours, products by MKL, memory handed back": ("ours", {"onednn": False, "keeps": False}),
+        "ours, products by MKL": ("ours", {"onednn": False})}
+    found |= {"ours": ("ours", {}),
+              "ours, 512 positions' logits at a time": ("ours", {"loss_rows": 512}),
               "ours, blocks computed again": ("ours", {"recompute": True}),
               "ours, Muon": ("ours", {"kind": "muon"})}
     found |= {BF16: ("ours", {"dtype": torch.bfloat16})}
     if compiles:
-        found |= {"ours, compiled": ("ours", {"compiled": True}),
-                  "ours, compiled, all logits": ("ours", {"compiled": True, "loss_rows": None})}
+        found["ours, compiled"] = "ours", {"compiled": True}
     return found
 
 

@@ -20,29 +20,27 @@ def written_out_attention(self, x, cache=None, mask=None):
 
 
 @contextlib.contextmanager
-def variant(flash=True, padded=True, tf32=True, **attributes):
+def variant(flash=True, padded=True, tf32=True, onednn=True, **attributes):
     """The program with some of its choices taken back, and attributes of GPT set, as loss_rows."""
     attention, network = train_gpt2.CausalSelfAttention, train_gpt2.GPT
     attributes |= {} if padded else {"vocab_multiple": 1}
     before = {name: getattr(network, name) for name in attributes}
     forward, precision = attention.forward, torch.get_float32_matmul_precision()
+    linear = train_gpt2.linear
     try:
         if not flash:
             attention.forward = written_out_attention
+        if not onednn:
+            train_gpt2.linear = F.linear
         for name, value in attributes.items():
             setattr(network, name, value)
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         yield
     finally:
-        attention.forward = forward
+        attention.forward, train_gpt2.linear = forward, linear
         for name, value in before.items():
             setattr(network, name, value)
         torch.set_float32_matmul_precision(precision)
-
-
-def defaults(config, device):
-    """GPT's attributes as the program sets them for a run of these sizes on this device."""
-    return {"loss_rows": train_gpt2.choose_loss_rows(None, device, config.vocab_size)}
 
 
 def random_gpt(config, device, block_size=0):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import TINY, lively_gpt, main_here, write_shards
+from helpers import TINY, lively_gpt, main_here, refusal, write_shards
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -30,7 +30,7 @@ def test_the_same_loss_and_gradients(rows):
     idx, targets = tokens[:, :-1], tokens[:, 1:]
     for dtype, most in (torch.float64, 1e-12), (torch.float32, 1e-5):
         model = lively_gpt().to(dtype)
-        loss, gradients = loss_and_gradients(model, idx, targets, None)
+        loss, gradients = loss_and_gradients(model, idx, targets, 0)
         in_parts, others = loss_and_gradients(model, idx, targets, rows)
         assert abs(loss - in_parts) < most
         for name, gradient in gradients.items():
@@ -40,7 +40,7 @@ def test_the_same_loss_and_gradients(rows):
 def test_no_more_logits_than_that():
     """Of all that any operation reads with a column for each id, the most rows."""
     model, tokens = lively_gpt(n_embd=4), torch.randint(257, (8, 17))
-    for rows, most in (None, 128), (8, 8):
+    for rows, most in (0, 128), (8, 8):
         model.loss_rows = rows
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
             model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())[1].backward()
@@ -55,7 +55,7 @@ def test_autocast_is_heeded():
         whole = model(idx, idx)[1].float()
         model.loss_rows = 16
         in_parts = model(idx, idx)[1].float()
-    model.loss_rows = None
+    model.loss_rows = 0
     assert whole != model(idx, idx)[1] and abs(in_parts - whole) < 0.01 * whole
 
 
@@ -71,10 +71,9 @@ def test_the_run_has_them(tmp_path, monkeypatch):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_who_has_them(monkeypatch):
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    for device, ids, usual in (cpu, 50257, 512), (cpu, 257, 0), (cuda, 50257, 0):
-        found = [train_gpt2.choose_loss_rows(n, device, ids) for n in (None, 0, 64)]
-        assert found == [usual, 0, 64]
+def test_an_older_torch_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.delattr(nn, "LinearCrossEntropyOptions")
-    assert train_gpt2.choose_loss_rows(64, cpu, 50257) is None
+    said = refusal(train_gpt2.main, *TINY, "--loss-rows", 16, "--data", write_shards(
+        tmp_path / "shards"), "--out-dir", tmp_path / "run", monkeypatch=monkeypatch, capsys=capsys)
+    assert "--loss-rows 16 needs torch 2.13" in said
+    assert train_gpt2.TrainConfig().loss_rows == train_gpt2.GPT.loss_rows == 0  # all logits

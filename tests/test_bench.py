@@ -15,6 +15,7 @@ from helpers import (
     write_jsonl,
     write_parquet,
 )
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import hellaswag
@@ -73,7 +74,8 @@ def choices_now():
     return {"loss_rows": train_gpt2.GPT.loss_rows, "recompute": train_gpt2.GPT.recompute,
             "flash": train_gpt2.CausalSelfAttention.forward is not written_out_attention,
             "padded": train_gpt2.GPT.vocab_multiple == 64,
-            "tf32": torch.get_float32_matmul_precision() == "high"}
+            "tf32": torch.get_float32_matmul_precision() == "high",
+            "onednn": train_gpt2.linear is not F.linear}
 
 
 def test_variants_compute_the_same_and_are_taken_back():
@@ -81,10 +83,11 @@ def test_variants_compute_the_same_and_are_taken_back():
     idx = torch.randint(257, (2, 16))
     before, (_, expected) = choices_now(), model(idx, idx)
     for choice, value in {"flash": False, "padded": False, "tf32": False, "loss_rows": 8,
+                          "onednn": False,
                           "recompute": True}.items():
         with variant(**{choice: value}):
-            standard = {"loss_rows": None, "recompute": False, "flash": True, "padded": True,
-                        "tf32": True}
+            standard = {"loss_rows": 0, "recompute": False, "flash": True, "padded": True,
+                        "tf32": True, "onednn": True}
             assert choices_now() == standard | {choice: value}
             torch.testing.assert_close(model(idx, idx)[1], expected, atol=1e-12, rtol=0)
         assert choices_now() == before
@@ -172,8 +175,9 @@ def test_a_whole_step_beside_the_relatives(tmp_path, capsys):
     assert "interest" not in said
     assert variants_in(rows, said) == [
         "transformers", "nanoGPT", "nanoGPT, fused AdamW", "build-nanogpt",
-        "build-nanogpt, fused AdamW", "ours, all logits, memory handed back",
-        "ours, all logits at once", "ours", "ours, blocks computed again", "ours, Muon",
+        "build-nanogpt, fused AdamW",
+        "ours, products by MKL, memory handed back", "ours, products by MKL", "ours",
+        "ours, 512 positions' logits at a time", "ours, blocks computed again", "ours, Muon",
         "ours, products in bfloat16"]
     best = min(rows[:5], key=lambda row: row["ms"])
     assert f"ratios to {best['variant']}" in said
