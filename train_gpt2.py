@@ -116,12 +116,21 @@ class Product(torch.autograd.Function):
                     rows.sum(dim=0) if ctx.needs_input_grad[2] else None)
 
 
+def one_row(x, weight):
+    """Whether this is a matrix times a vector, and large enough for a tensor of oneDNN's own: those
+    go to kernels that read the matrix as quickly as the memory hands it out."""
+    return (x.numel() == x.size(-1) and weight.numel() > 2**18 and weight.dtype == torch.float32
+            and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"))
+
+
 def linear(x, weight, bias=None):
     """x (..., in), weight (out, in) -> (..., out), as F.linear, on a CPU by its quicker library."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
         return Product.apply(x, weight, bias)
+    if one_row(x, weight):
+        return F.linear(x.to_mkldnn(), weight, bias).to_dense()
     with onednn():
         return F.linear(x, weight, bias)
 

@@ -15,7 +15,7 @@ import train_gpt2
 from build_nanogpt.bench import PEAK, measure, measure_beside, product, save_figure
 from build_nanogpt.bench_train import random_batches, step_of
 from build_nanogpt.bench_variants import random_gpt, sizes
-from common import UserError
+from common import UserError, keep_memory
 
 AXES = {"T": "tokens a sequence", "vocab_size": "ids", "n_layer": "layers", "B": "sequences a step"}
 
@@ -37,6 +37,7 @@ def peak_memory(device):
 
 def one_point(config, device):
     """A whole training step, in a process of its own: (milliseconds, FLOPs a token, bytes)."""
+    keep_memory()
     model = random_gpt(config, device)
     optimizer = train_gpt2.configure_optimizer(model, 0.1, 0.0)
     step = step_of(model, optimizer, random_batches(config, device))
@@ -86,10 +87,16 @@ def draw_panel(axes, label, rows):
     axes.plot(values, [row["tokens_per_second"] for row in rows], "o-", label="measured")
     axes.plot(values, [row["roof_tokens_per_second"] for row in rows], "k--",
               label="roof: matrix product")
-    axes.set(xscale="log", yscale="log", xlabel=label, ylabel="tokens per second")
+    axes.set(xscale="log", xlabel=label, ylabel="tokens per second")
+    axes.set_ylim(bottom=0)
     axes.set_xticks(values, [f"{value:,}" for value in values])
     axes.minorticks_off()
-    axes.legend()
+    axes.legend(loc="upper right")
+    if all(row["peak_bytes"] for row in rows):
+        memory = axes.twinx()
+        memory.plot(values, [row["peak_bytes"] / 2**20 for row in rows], "s:", color="tab:orange")
+        memory.set_ylim(bottom=0)
+        memory.set_ylabel("peak memory, MiB (dotted)", color="tab:orange")
 
 
 def draw(rows, title, file):

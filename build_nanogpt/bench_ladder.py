@@ -105,16 +105,16 @@ def chosen_steps(config):
 
 
 def draw(rows, file):
-    """Tokens a second of the steps, as bars."""
+    """Milliseconds of a training step, at each step of the lecture, as bars."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh([row["variant"] for row in rows], [row["tokens_per_second"] for row in rows])
-    axes.bar_label(bars, [f" {row['ratio']:.2f} x" for row in rows])
+    bars = axes.barh([row["variant"] for row in rows], [row["ms"] for row in rows])
+    axes.bar_label(bars, [f" {row['ms']:,.0f} ms, {row['ratio']:.2f} x" for row in rows])
     axes.invert_yaxis()
-    axes.margins(x=0.15)
-    axes.set(xlabel="tokens per second")
+    axes.margins(x=0.25)
+    axes.set(xlabel="milliseconds of a training step")
     figure.suptitle(rows[0]["table"])
     save_figure(figure, file)
 
