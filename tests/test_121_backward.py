@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import lively_gpt
+from helpers import lively_gpt, small_gpt
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -59,6 +59,20 @@ def test_every_product_of_the_backward_pass_is_one_of_them(monkeypatch):
     with Products() as products:
         model(idx, idx)[1].backward()
     assert products.seen == ["bf16"] * 3 * (4 * model.config.n_layer + 1)
+
+
+def test_a_network_with_and_without(monkeypatch):
+    """Logits, loss and gradients by oneDNN and by F.linear alone: 1e-5 of the largest."""
+    model, idx = small_gpt(n_layer=3, n_embd=128), torch.randint(257, (4, 16))
+    found = []
+    for linear in train_gpt2.linear, F.linear:
+        monkeypatch.setattr(train_gpt2, "linear", linear)
+        model.zero_grad()
+        logits, loss = model(idx, idx)
+        loss.backward()
+        found.append([logits.detach(), loss.detach(), *(p.grad for p in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
 def test_a_weight_that_stands_still():
