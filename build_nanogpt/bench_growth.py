@@ -88,28 +88,33 @@ def draw_panel(axes, label, rows):
     axes.plot(values, [row["roof_tokens_per_second"] for row in rows], "k--",
               label="roof: matrix product")
     axes.set(xscale="log", xlabel=label, ylabel="tokens per second")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(row["roof_tokens_per_second"] for row in rows))
     axes.set_xticks(values, [f"{value:,}" for value in values])
     axes.minorticks_off()
-    axes.legend(loc="upper right")
+    lines = axes.get_lines()
     if all(row["peak_bytes"] for row in rows):
         memory = axes.twinx()
-        memory.plot(values, [row["peak_bytes"] / 2**20 for row in rows], "s:", color="tab:orange")
-        memory.set_ylim(bottom=0)
-        memory.set_ylabel("peak memory, MiB (dotted)", color="tab:orange")
+        memory.plot(values, [row["peak_bytes"] / 2**20 for row in rows], "s:", color="tab:orange",
+                    label="peak memory")
+        memory.set_ylim(0, 1.1 * max(row["peak_bytes"] for row in rows) / 2**20)
+        memory.set_ylabel("MiB")
+        lines = [*lines, *memory.get_lines()]
+    return lines
 
 
 def draw(rows, title, file):
     """Tokens a second against each axis, below what the device's products would allow."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = Figure(figsize=(12, 7), layout="constrained")
     figure.suptitle(title)
+    lines = []
     for axes, (name, label) in zip(figure.subplots(2, 2).flat, AXES.items(), strict=True):
         here = sorted((row for row in rows if row["axis"] == name), key=lambda row: row["value"])
         axes.set_visible(bool(here))
         if here:
-            draw_panel(axes, label, here)
+            lines = draw_panel(axes, label, here)
+    figure.legend(handles=lines, loc="outside lower center", ncols=3)
     save_figure(figure, file)
 
 

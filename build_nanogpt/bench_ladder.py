@@ -113,7 +113,7 @@ def draw(rows, file):
     bars = axes.barh([row["variant"] for row in rows], [row["ms"] for row in rows])
     axes.bar_label(bars, [f" {row['ms']:,.0f} ms, {row['ratio']:.2f} x" for row in rows])
     axes.invert_yaxis()
-    axes.margins(x=0.25)
+    axes.margins(x=0.4)
     axes.set(xlabel="milliseconds of a training step")
     figure.suptitle(rows[0]["table"])
     save_figure(figure, file)
