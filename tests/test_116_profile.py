@@ -24,7 +24,8 @@ def test_n_steps_are_traced(n, flags, tmp_path, monkeypatch, capsys):
                        capsys.readouterr().out, re.MULTILINE)
     shares = [float(share) for share, *_ in table]
     assert len(table) == 10 and shares == sorted(shares, reverse=True) and sum(shares) < 100.1
-    assert sum(bool(words) for *_, words in table) >= 8, table  # small ones may lack them
+    # small ones may lack them, and on a busy machine any may stand among the ten
+    assert sum(bool(words) for *_, words in table) >= 5, table
     events = json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"]
     names = [event["name"] for event in events if event.get("cat") == "cpu_op"]
     config = json.loads((tmp_path / "run" / "log.txt").read_text().splitlines()[0][2:])["config"]
