@@ -135,8 +135,9 @@ def keeps_fp32():
     bfloat16 matrices (AMX), which are quicker still."""
     import torch
 
-    x, ones = torch.full((512, 512), 1 + 2**-12), torch.ones(512, 512)  # 1 + 2^-12 rounds to 1
-    return all(torch.equal(rows @ ones, 512 * rows) for rows in (x[:1], x[:16], x))
+    x = torch.full((512, 512), 1 + 2**-12, device="cpu")  # rounds to 1
+    with torch.autocast("cpu", enabled=False):
+        return all(torch.equal(r @ torch.ones_like(x), 512 * r) for r in (x[:1], x[:16], x))
 
 
 # -----------------------------------------------------------------------------

@@ -58,6 +58,14 @@ def test_rounding_would_be_noticed(monkeypatch):
     assert not keeps_fp32.__wrapped__()
 
 
+def test_it_may_be_asked_under_autocast_first():
+    """What stays in the cache is about fp32."""
+    with torch.autocast("cpu", torch.bfloat16), onednn():
+        assert keeps_fp32.__wrapped__() == keeps_fp32()
+    with onednn():
+        assert keeps_fp32.__wrapped__() == keeps_fp32()
+
+
 @pytest.mark.parametrize("rows", [1, 8, 300])
 def test_products_are_as_exact_as_fp32_is(rows):
     """Sums of 768 products of about 1 against float64: fp32 errs by 1e-4, bfloat16 by 0.2."""
