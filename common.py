@@ -1,8 +1,6 @@
 """What the scripts share and what is not about GPT-2. The program to read is train_gpt2.py."""
 
 import contextlib
-import ctypes
-import functools
 import hashlib
 import io
 import logging
@@ -96,48 +94,6 @@ def find_device(name="auto"):
     if not usable.get(device.type, False):
         raise UserError(f"--device {name}: this machine or this torch has none, use --device cpu")
     return device
-
-
-def keep_memory():
-    """Memory that a tensor on the CPU has left is kept for the next one (Linux with glibc).
-
-    Else what is larger than 32 MB goes back to the system and comes anew, and the system clears
-    every 4 kB of it at the first touch.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or system
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no memory that is mapped for one tensor alone
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing is handed back at the end
-
-
-@contextlib.contextmanager
-def onednn():
-    """Products of fp32 matrices on a CPU by oneDNN, where they are as exact as MKL's.
-
-    MKL, which torch asks otherwise, leaves the AVX-512 units of AMD's CPUs alone: half the speed.
-    """
-    import torch
-
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    try:
-        matmul.fp32_precision = "bf16"  # what torch asks oneDNN for; it need not round
-        if not keeps_fp32():
-            matmul.fp32_precision = before
-        yield
-    finally:
-        matmul.fp32_precision = before
-
-
-@functools.cache
-def keeps_fp32():
-    """Whether oneDNN, free to round to bfloat16, does not. It does where the CPU has units for
-    bfloat16 matrices (AMX), which are quicker still."""
-    import torch
-
-    x = torch.full((512, 512), 1 + 2**-12, device="cpu")  # rounds to 1
-    with torch.autocast("cpu", enabled=False):
-        return all(torch.equal(r @ torch.ones_like(x), 512 * r) for r in (x[:1], x[:16], x))
 
 
 # -----------------------------------------------------------------------------

@@ -40,11 +40,12 @@ from common import (
     get_tokenizer,
     hub_offline,
     needs_network,
-    onednn,
     parse,
     run,
     tokenizer_name,
 )
+from nanogpt.cpu import using
+from nanogpt.trial import try_products
 
 HUB = "Rowan/hellaswag"
 
@@ -329,7 +330,8 @@ def main():
     enc = get_tokenizer(tokenizer_name(model.config.vocab_size))
     encoded = encode(examples, enc, model.config.max_position_embeddings)
 
-    with onednn():
+    library = try_products(model, 1024)["forward"] if device.type == "cpu" else "plain"
+    with using(library):
         acc, acc_norm, n = count_correct(model, encoded, device, progress=True).tolist()
     for name, correct in ("acc", acc), ("acc_norm", acc_norm):
         print(f"{name:8s} {correct / n:.4f} +- {standard_error(correct / n, n):.4f}"

@@ -50,9 +50,7 @@ from common import (
     find_device,
     get_tokenizer,
     hub_offline,
-    keep_memory,
     needs_network,
-    onednn,
     parse,
     remove,
     run,
@@ -61,6 +59,9 @@ from common import (
     tokenizer_name,
     whole,
 )
+from nanogpt.cpu import choose_products, keep_memory, quicken
+from nanogpt.muon import Muon, quicker_dtype
+from nanogpt.trial import machine, times_slower, try_products
 
 # -----------------------------------------------------------------------------
 # the network
@@ -98,50 +99,6 @@ class Cache:
         return [kept[:, :, : self.n] for kept in self.kept]
 
 
-class Product(torch.autograd.Function):
-    """F.linear and its gradients, which are two more products, all three by oneDNN."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
-        with onednn():
-            return F.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        rows = grad.flatten(0, -2)  # (B T, out)
-        with onednn():
-            return (grad @ weight, rows.t() @ x.flatten(0, -2),
-                    rows.sum(dim=0) if ctx.needs_input_grad[2] else None)
-
-
-def one_row(x, weight):
-    """Whether this is a matrix times a vector, and large enough for a tensor of oneDNN's own: those
-    go to kernels that read the matrix as quickly as the memory hands it out."""
-    return (x.numel() == x.size(-1) and weight.numel() > 2**18 and weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"))
-
-
-def linear(x, weight, bias=None):
-    """x (..., in), weight (out, in) -> (..., out), as F.linear, on a CPU by its quicker library."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
-        return Product.apply(x, weight, bias)
-    if one_row(x, weight):
-        return F.linear(x.to_mkldnn(), weight, bias).to_dense()
-    with onednn():
-        return F.linear(x, weight, bias)
-
-
-class Linear(nn.Linear):
-    """nn.Linear by linear()."""
-
-    def forward(self, x):
-        return linear(x, self.weight, self.bias)
-
-
 class CausalSelfAttention(nn.Module):
     """Every position gathers what it needs from the positions before it, in n_head ways."""
 
@@ -150,8 +107,8 @@ class CausalSelfAttention(nn.Module):
         if config.n_embd % config.n_head:
             raise UserError(f"--n-embd {config.n_embd} does not divide by --n-head {config.n_head}")
         self.n_head = config.n_head
-        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads at once
-        self.c_proj = Linear(config.n_embd, config.n_embd)
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads at once
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True
 
     def forward(self, x, cache=None, mask=None):
@@ -173,10 +130,10 @@ class MLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         # OpenAI computed GELU by its tanh approximation, and the weights expect it
         self.gelu = nn.GELU(approximate="tanh")
-        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True
 
     def forward(self, x):
@@ -202,7 +159,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """GPT-2. Parameters are named and shaped as in the published checkpoints."""
 
-    vocab_multiple = 64  # the product with the vocabulary is padded to a multiple of it
+    vocab_multiple = 1  # the product with the vocabulary is padded to a multiple of it
     loss_rows = 0  # positions whose logits exist at a time in the loss; 0: all
     recompute = False  # in the backward pass, what the blocks computed in the forward pass
 
@@ -215,7 +172,7 @@ class GPT(nn.Module):
             h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             ln_f=nn.LayerNorm(config.n_embd),
         ))
-        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         # one matrix reads tokens and writes them (Press and Wolf 2016): 38.6M parameters saved
         self.transformer.wte.weight = self.lm_head.weight
         self.apply(self._init_weights)
@@ -262,11 +219,13 @@ class GPT(nn.Module):
         x = self.hidden(idx)
         if targets is not None and self.loss_rows:
             return None, self.loss_in_parts(x.flatten(0, 1), targets.flatten())
-        # 50,257 is odd, and kernels like powers of two: rows of zeros make it 50,304 = 64 * 786.
-        # They exist in this product alone, so no id past the vocabulary can win or be sampled.
         V = self.config.vocab_size
-        weight = F.pad(self.lm_head.weight, (0, 0, 0, -V % self.vocab_multiple))
-        logits = linear(x, weight)[..., :V]
+        if missing := -V % self.vocab_multiple:
+            # 50,257 is odd, and a GPU's kernels like powers of two: rows of zeros make it 50,304 =
+            # 64 * 786. They exist in this product alone, so no id past the vocabulary can win.
+            logits = F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, missing)))[..., :V]
+        else:
+            logits = self.lm_head(x)
         loss = None
         if targets is not None:
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -280,9 +239,7 @@ class GPT(nn.Module):
             x, weight = (t.to(torch.get_autocast_dtype(kind)) for t in (x, weight))
         options = nn.LinearCrossEntropyOptions(
             batch_chunk_size=self.loss_rows, allow_retain_graph=torch.compiler.is_compiling())
-        quick = kind == "cpu" and not torch.compiler.is_compiling()
-        with onednn() if quick else contextlib.nullcontext():
-            return F.linear_cross_entropy(x, weight, targets, options=options)
+        return F.linear_cross_entropy(x, weight, targets, options=options)
 
     def num_params(self):
         """Number of parameters, the shared matrix counted once: 124,439,808 for GPT-2 124M."""
@@ -470,7 +427,7 @@ def init_ranks(device_name):
                             f"{torch.cuda.device_count()}")
         device = torch.device("cuda", ddp_local_rank)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)  # "cuda" alone has no index, and is refused
     if ddp:  # an hour: one rank may download while the others wait
         hour = datetime.timedelta(hours=1)
         store, _, _ = next(rendezvous("env://", timeout=hour))
@@ -647,6 +604,8 @@ class TrainConfig:
     """steps to profile, from the fourth on: their costliest operations, and trace.json"""
     device: str = "auto"
     """cuda, mps, cpu, or auto for the first of them that is there"""
+    products: Literal["auto", "plain", "onednn"] = "auto"
+    """library of a CPU's float32 matrix products: plain is PyTorch's own choice, auto tries both"""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """of the matrix products; auto: bfloat16 on cards that have it, else float16; float32 on CPU"""
     compile: Annotated[bool | None, tyro.conf.arg(metavar="| --no-compile")] = None
@@ -671,7 +630,7 @@ PRESETS = {
         data="pydoc",
         n_layer=2, n_head=4, n_embd=128, vocab_size=TOKENIZERS["bytes"],
         B=16, T=128, total_batch_size=16 * 128,
-        max_steps=1800, max_lr=1e-2, min_lr=0.0, warmup_steps=50,
+        max_steps=1500, max_lr=1e-2, min_lr=0.0, warmup_steps=50,
         optimizer="muon", weight_decay=0.3,
         shuffle=True,
         prompt="The ", sample_tokens=160, temperature=0.8,
@@ -1016,15 +975,13 @@ def has_muon(name, p):
     return p.dim() == 2 and name.startswith("transformer.h.")
 
 
-def configure_optimizer(model, weight_decay, learning_rate, kind="adamw"):
+def configure_optimizer(model, weight_decay, learning_rate, kind="adamw", muon=torch.float32):
     """AdamW with betas (0.9, 0.95), eps 1e-8 (GPT-3 paper, appendix B), fused kernels.
 
     Decay pulls on what has two dimensions, matrices and embeddings; a bias or a norm's scale has
     no reason to be near zero. The shared matrix is one parameter, so it is counted once.
 
-    kind "muon": the blocks' matrices are moved by Muon (Jordan et al. 2024), whose updates have all
-    singular values near 1; scaled to AdamW's typical size, so that one learning rate serves both
-    (Liu et al. 2025).
+    kind "muon": Muon moves the blocks' matrices, and computes in the dtype `muon`.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if kind == "muon" and has_muon(name, p)]
@@ -1036,8 +993,22 @@ def configure_optimizer(model, weight_decay, learning_rate, kind="adamw"):
     fused = params[0].device.type in ("cuda", "cpu", "mps")  # the type: "cuda:3" has it as well
     adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
     return adamw if kind == "adamw" else MuonAdamW(
-        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay,
-                         adjust_lr_fn="match_rms_adamw"), adamw)
+        Muon(matrices, learning_rate, weight_decay, dtype=muon), adamw)
+
+
+def try_out(config, model, device, saved):
+    """What is decided by trying it on this machine: {what: choice}. A run that is resumed on the
+    same machine keeps its choices, and with them the last bits of its numbers."""
+    chosen, before = saved.get("chosen", {}), saved.get("config", {}).get("products")
+    if (chosen.get("machine"), before) == (machine(device), config.products):
+        return chosen
+    chosen = {"machine": machine(device)}
+    if config.optimizer == "muon":
+        chosen["muon"] = str(quicker_dtype(device))[6:]
+    if device.type == "cpu":
+        chosen["products"] = (try_products(model, config.B * config.T)
+                              if config.products == "auto" else choose_products(config.products))
+    return chosen
 
 
 def get_lr(step, max_lr, min_lr, warmup_steps, max_steps):
@@ -1485,9 +1456,10 @@ def restore(model, optimizer, scaler, facts, tensors, ranks):
         torch.cuda.set_rng_state(tensors["rng.cuda"][ranks.ddp_rank].cpu().clone(), ranks.device)
 
 
-# Another value of one of these makes another network, another order of the tokens, or averages of
-# another kind. Every other setting may change where a run goes on; the log says which did.
-HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "seed", "optimizer")
+# Another value of one of these makes another network, or another order of the tokens. Every other
+# setting may change where a run goes on; the log says which did.
+HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "seed",
+        "optimizer")  # whose averages are of another kind
 
 
 def changed_settings(config, facts, shards):
@@ -1656,25 +1628,31 @@ def on_any_rank(flag, ranks):
     return sum_over_ranks(torch.tensor(float(bool(flag))), ranks).item() > 0
 
 
+def slower(dtype, device):
+    """Words for a device on which products in `dtype` take longer than in float32."""
+    times = 1 if dtype == torch.float32 or device.type != "cpu" else times_slower(dtype, device)
+    return f", {times:.1f} times as long as in float32 on this machine" if times > 1.1 else ""
+
+
 def describe(config, model, ranks, dtype, compiled, train, val, n_examples, max_steps,
-             grad_accum_steps):
+             grad_accum_steps, chosen=None):
     """What the run found and will do, as (name, text) rows."""
     c, device = model.config, ranks.device
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}"
     if device.type == "cpu":
         card += f", {torch.get_num_threads()} threads"
-    total = config.total_batch_size
+    total, missing = config.total_batch_size, -c.vocab_size % model.vocab_multiple
     n_val = validation_rows(val, config.val_tokens, config.T) * config.T
     return [
         ("device", f"{card}, {ranks.ddp_world_size} process{'es' * (ranks.ddp_world_size > 1)}"),
         ("precision", f"{str(dtype)[6:]} products"
                       + ", loss scaled" * (dtype == torch.float16)
-                      + (", compiled" if compiled else ", not compiled")),
+                      + (", compiled" if compiled else ", not compiled") + slower(dtype, device)),
         ("network", f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels: "
                     f"{model.num_params():,} parameters"
                     + f", from {config.init_from}" * bool(config.init_from)),
-        ("vocabulary", f"{tokenizer_name(c.vocab_size)}, {c.vocab_size:,} ids, "
-                       f"computed as {c.vocab_size + -c.vocab_size % model.vocab_multiple:,}"),
+        ("vocabulary", f"{tokenizer_name(c.vocab_size)}, {c.vocab_size:,} ids"
+                       + (f", computed as {c.vocab_size + missing:,}" if missing else "")),
         ("training", f"{train.n_tokens:,} tokens in {len(train.shards)} shards of {config.data}, "
                      f"{'shuffled' if config.shuffle else 'in the order on disk'}"),
         ("validation", f"{n_val:,} tokens every {config.eval_every} steps"),
@@ -1685,6 +1663,10 @@ def describe(config, model, ranks, dtype, compiled, train, val, n_examples, max_
         ("batch", f"{total:,} tokens = {config.B} x {config.T} x {ranks.ddp_world_size} ranks "
                   f"x {grad_accum_steps} micro-steps"),
         ("folder", config.out_dir),
+        *([("Muon", f"{chosen['muon']} products")] if "muon" in (chosen or {}) else []),
+        *([("products", ", ".join(f"{what} {library}"
+                                  for what, library in chosen["products"].items()))]
+          if "products" in (chosen or {}) else []),
     ]
 
 
@@ -1833,11 +1815,13 @@ def main():
         config = replace(config, **{name: sizes[name] for name in ("n_layer", "n_head", "n_embd")})
     max_steps = config.max_steps or (train.n_tokens - 1) // config.total_batch_size
     shards = [[Path(shard.name).name, shard.n_tokens] for shard in train.shards]
-    lock = FileLock(Path(config.out_dir) / ".lock")  # freed with this name, when main() ends
+    lock = FileLock(Path(config.out_dir) / ".lock")  # the system frees it, however the process ends
     saved = on_master(ranks, functools.partial(open_folder, config, lock, shards, raw_model,
                                                max_steps))
 
-    torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
+        raw_model.vocab_multiple = 64
     dtype = choose_dtype(config.dtype, device)
     raw_model.to(device)
     raw_model.loss_rows = config.loss_rows
@@ -1846,8 +1830,12 @@ def main():
     compiled = None if model is raw_model else model
     if ranks.ddp:
         model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None)
-    optimizer = configure_optimizer(raw_model, config.weight_decay, config.max_lr,
-                                    config.optimizer)
+    # what a trial decides on this machine stays the run's
+    chosen = on_master(ranks, functools.partial(try_out, config, raw_model, device, saved))
+    if device.type == "cpu":
+        quicken(raw_model, chosen["products"])
+    optimizer = configure_optimizer(raw_model, config.weight_decay, config.max_lr, config.optimizer,
+                                    getattr(torch, chosen.get("muon", "float32")))
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     loader = DataLoader(train, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size,
                         pinned=device.type == "cuda")
@@ -1870,11 +1858,15 @@ def main():
              python=platform.python_version(), system=platform.platform())
     if master:
         for name, text in describe(config, raw_model, ranks, dtype, compiled is not None, train,
-                                   val, len(encoded), max_steps, grad_accum_steps):
+                                   val, len(encoded), max_steps, grad_accum_steps, chosen):
             print(f"{name:10s} | {text}")
         if saved:
             print(f"resumed    | at step {first:,} of {checkpoint}"
                   + "".join(f", {name} {a} -> {b}" for name, (a, b) in changed.items()))
+            before = saved.get("chosen", {}).get("machine", chosen["machine"])
+            if before != chosen["machine"]:
+                print(f"machine    | {chosen['machine']} now, {before} before: the last bits of "
+                      "results may differ")
 
     writer, saving = ThreadPoolExecutor(1), None  # one thread: one checkpoint at a time
     stop, evaluated = Stop(), saved.get("evaluated")
@@ -1905,7 +1897,7 @@ def main():
                 saving = save_checkpoint(
                     checkpoint, raw_model, optimizer, scaler, step, loader.position, config, rng,
                     writer, log_size=log.size(), shards=shards, evaluated=evaluated,
-                    spikes=dict(spikes.seen))  # a copy, as all that is written later
+                    chosen=chosen, spikes=dict(spikes.seen))  # a copy, as all that is written later
         if last_step or stopping:
             break
 
@@ -1938,6 +1930,7 @@ def main():
         dist.barrier()  # the master has saved: torchrun ends everyone when one process ends badly
         del model  # DDP holds on to the process group
         dist.destroy_process_group()
+    lock.release()  # torch may hold on to main()'s names until Python collects its garbage
 
 
 if __name__ == "__main__":

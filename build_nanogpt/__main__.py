@@ -11,7 +11,7 @@ from common import UserError, parse, run  # noqa: E402
 
 # command -> module with Config and main; imported when called, since bench needs torch
 COMMANDS = {"bench": "bench", "build": "build", "check": "check", "export": "export",
-            "release": "release", "steps": "contents"}
+            "proof": "proof", "release": "release", "steps": "contents"}
 
 
 def main():

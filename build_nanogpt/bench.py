@@ -1,9 +1,12 @@
 """Speed of the program: its choices beside what they replaced, itself beside its relatives."""
 
+import getpass
 import importlib
 import json
+import os
 import platform
 import statistics
+import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,8 +16,9 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from build_nanogpt.bench_variants import variant
-from common import UserError, find_device, onednn, whole
+from common import UserError, find_device, whole
+from nanogpt.cpu import keeps_fp32, using
+from nanogpt.trial import least_seconds, machine, quickest
 
 # WHAT -> module of build_nanogpt that has a function of this name: (config, device) -> rows
 WHATS = {"choices": "bench_choices", "train": "bench_train", "sampling": "bench_serve",
@@ -26,6 +30,9 @@ SIZES = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257, "B": 1
 SMALLER = {"n_layer": 4, "n_head": 4, "n_embd": 256}
 LESS = {"growth": SMALLER | {"vocab_size": 8192, "T": 512, "repeats": 3}, "ladder": SMALLER}
 PEAK = "FLOP of a product of matrices"
+FAR_BEHIND = 10  # a variant whose small piece takes this many times the fastest's is left out
+# These take instructions away from a CPU that has them.
+INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class Config:
     """measurements of each variant, taken in turns, the median counts; 5, and 3 in growth"""
     steps: int = 1
     """training steps in one measurement; take 10 or more on a GPU"""
+    minutes: float = 9.0
+    """stop measuring after this time: fewer repeats, or fewer points"""
     device: str = "auto"
     """cuda, mps, cpu, or auto for the first of them that is there"""
     json: str = ""
@@ -106,33 +115,86 @@ def first_calls(actions, device):
     return calls
 
 
-def measure(actions, repeats, steps, device, warm=False):
+class Clock:
+    """How much of --minutes is left, and which variants were left out, with the reason."""
+
+    def __init__(self, minutes):
+        self.end, self.left_out = time.perf_counter() + 60 * minutes, {}
+
+    def left(self):
+        """Seconds."""
+        return self.end - time.perf_counter()
+
+    def leave_out(self, name, reason):
+        self.left_out[name] = reason
+        print(f"left out: {name}: {reason}")
+
+    def far_behind(self, pieces):
+        """Leave out those of {name: action that returns the seconds of a small piece} that take
+        FAR_BEHIND times as long as the fastest, also when tried again: the machine may have been
+        busy. Returns the other names."""
+        took = {name: piece() for name, piece in pieces.items()}
+        fastest = min(took, key=took.get)
+        for name, seconds in took.items():
+            if seconds > FAR_BEHIND * took[fastest]:
+                seconds = min(seconds, pieces[name]())
+            if seconds > FAR_BEHIND * took[fastest] and name != "ours":  # which is never hidden
+                self.leave_out(name, f"a small piece took {seconds / took[fastest]:.0f} times as "
+                                     f"long as with {fastest!r}")
+        return [name for name in took if name not in self.left_out]
+
+
+def seconds_of(action, device):
+    """The least of up to thirty calls, as many as take a second, after one that allocates; of a
+    call that takes two seconds, there is one."""
+    times, began = [], time.perf_counter()
+    while len(times) < 2 or len(times) < 31 and time.perf_counter() - began < 1:
+        t0 = time.perf_counter()
+        action()
+        synchronize(device)
+        times.append(time.perf_counter() - t0)
+        if times[0] > 2:
+            return times[0]
+    return min(times[1:])
+
+
+def measure(actions, config, device, clock, warm=False):
     """Median milliseconds of one call of each action; all take turns, so that a machine that slows
-    down slows all of them. The first call of each is not counted, unless all are `warm`."""
+    down slows all of them. The first call of each is not counted, unless all are `warm`. Stops
+    early, but not before the first round, where another would not fit into the time."""
     if not warm:
         first_calls(actions, device)
-    times = {name: [] for name in actions}
-    for _ in tqdm(range(repeats), leave=False, disable=None):
+    times, rounds, took = {name: [] for name in actions}, 0, 0.0
+    for _ in tqdm(range(config.repeats), leave=False, disable=None):
+        if rounds and took > clock.left():
+            print(f"{rounds} of {config.repeats} repeats: --minutes {config.minutes} are over")
+            break
+        began = time.perf_counter()
         for name, action in actions.items():
             synchronize(device)
             t0 = time.perf_counter()
-            for _ in range(steps):
+            for _ in range(config.steps):
                 action()
             synchronize(device)
-            times[name].append(1000 * (time.perf_counter() - t0) / steps)
+            times[name].append(1000 * (time.perf_counter() - t0) / config.steps)
+        rounds, took = rounds + 1, time.perf_counter() - began
     return {name: statistics.median(t) for name, t in times.items()}
 
 
 def product(device, dtype=torch.float32):
-    """(action, FLOPs) of a product of two square matrices: about the most the device computes."""
-    n = 8192 if device.type == "cuda" else 2048
+    """(action, FLOPs) of a product of two square matrices by the quickest library: about the most
+    the device computes."""
+    n = {"cuda": 8192, "cpu": 2048 if dtype == torch.float32 else 1024}.get(device.type, 2048)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
 
-    def multiply():
-        with variant(), onednn():  # as in the program
+    def multiply(library):
+        with using(library):
             torch.mm(a, b)
 
-    return multiply, 2 * n**3
+    libraries = ["plain", *["onednn"] * (device.type == "cpu" and keeps_fp32())]
+    library = quickest(least_seconds({name: lambda name=name: multiply(name)
+                                      for name in libraries}, repeats=3))
+    return lambda: multiply(library), 2 * n**3
 
 
 def reading(device):
@@ -141,12 +203,12 @@ def reading(device):
     return x.sum, 4 * x.numel()
 
 
-def measure_beside(yardsticks, actions, config, device, warm=False):
+def measure_beside(yardsticks, actions, config, device, clock, warm=False):
     """measure(), with actions of known size, {name: (action, size)}, among the others. Returns
     (medians of the others, {name: size a second})."""
     known = {name: action for name, (action, _) in yardsticks.items()}
     first_calls(known | ({} if warm else actions), device)
-    medians = measure(actions | known, config.repeats, config.steps, device, warm=True)
+    medians = measure(actions | known, config, device, clock, warm=True)
     rates = {name: 1000 * size / medians.pop(name) for name, (_, size) in yardsticks.items()}
     for name, rate in rates.items():
         print(f"{name}: {rate / 1e9:,.1f} G/s")
@@ -196,6 +258,8 @@ def check(config):
         values = value if isinstance(value, tuple) else [value]
         if name != "steps_of" and any(type(n) is int and n < 1 for n in values):
             raise UserError(f"--{name.replace('_', '-')} {min(values)}: give 1 or more")
+    if not config.minutes > 0:
+        raise UserError(f"--minutes {config.minutes}: give more than 0")
     for name in "json", "png":  # before the work, not after it
         file = getattr(config, name)
         if file and not Path(file).resolve().parent.is_dir():
@@ -203,22 +267,46 @@ def check(config):
     return config
 
 
+def compiled_code():
+    """The folder for what torch.compile makes, one for each set of instructions. torch 2.13 finds
+    compiled code again by its source alone: code made for AVX-512 and read where INSTRUCTIONS take
+    that away, or the other way round, writes over memory that is not its own."""
+    name = f"torchinductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capability()}"
+    return str(Path(tempfile.gettempdir(), name))
+
+
+def facts_of(device):
+    """What the figures depend on: the CPU with its instructions, the card, the software."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return {"machine": machine(device), "cores": os.cpu_count(),
+            "features": sorted(name for name, there in known.items()
+                               if there is True and name.startswith(("avx", "amx", "fma"))),
+            "taken_away_by": {name: os.environ[name] for name in INSTRUCTIONS
+                              if name in os.environ},
+            "torch": torch.__version__, "system": platform.platform(),
+            "date": time.strftime("%Y-%m-%d")}
+
+
 def main(config):
     """Measure the program. choices: attention, optimizer, and on a GPU the ladder of TF32, bf16,
     compile, flash attention and a padded vocabulary, against what they replaced; with --saving
     what a checkpoint costs. train, sampling, hellaswag: beside transformers, nanoGPT and
     build-nanogpt. ladder: steps of the lecture. growth: longer, wider, deeper, more. data: shards.
+
+    A variant is tried on a small piece first, and left out if it is ten times slower than the
+    fastest. The last line is JSON: the figures and the machine.
     """
     config = check(config)
-    device = find_device(config.device)
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else (
-        f"{device.type}, {torch.get_num_threads()} threads")
-    print(f"{card}, torch {torch.__version__}, {platform.platform()}, "
-          f"{time.strftime('%Y-%m-%d')}; medians of {config.repeats}")
+    device, clock = find_device(config.device), Clock(config.minutes)
+    facts = facts_of(device)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled_code())
+    print(f"{facts['machine']}, torch {torch.__version__}, {facts['system']}, {facts['date']}; "
+          f"medians of {config.repeats}")
     module = importlib.import_module(f"build_nanogpt.{WHATS[config.what]}")
-    rows = getattr(module, config.what)(config, device)
+    rows = getattr(module, config.what)(config, device, clock)
+    facts |= {"what": config.what, "config": asdict(config), "left_out": clock.left_out,
+              "rows": rows}
     if config.json:
-        facts = {"device": card, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
-                 "config": asdict(config), "rows": rows}
         with whole(Path(config.json)) as path:
             path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(facts))

@@ -1,20 +1,22 @@
-"""Actions in processes of their own: none has the memory, the compiled code or the settings of
+"""Variants in processes of their own: none has the memory, the compiled code or the settings of
 another, as if its program were alone."""
 
 import contextlib
 import importlib
 import multiprocessing
+import os
 
 from common import UserError
 
 
 def serve(pipe, place, args):
-    """The process: builds the action, then carries it out each time it is told to."""
-    module, function = place
+    """The process: makes the variant, then calls those of its methods that it is told to."""
+    module, name = place
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # its helpers would take turns too
     try:
-        action = getattr(importlib.import_module(module), function)(*args)
-        while pipe.recv():
-            pipe.send((action(), None))
+        variant = getattr(importlib.import_module(module), name)(*args)
+        while method := pipe.recv():
+            pipe.send((getattr(variant, method)(), None))
     except (EOFError, KeyboardInterrupt):
         pass
     except Exception as error:
@@ -22,20 +24,21 @@ def serve(pipe, place, args):
 
 
 class Apart:
-    """The action that `function` of a module makes of `args`, in a process of its own."""
+    """What the class or function `name` of a module makes of `args`, in a process of its own; a
+    call calls one of its methods there."""
 
-    def __init__(self, module, function, *args):
+    def __init__(self, module, name, *args):
         context = multiprocessing.get_context("spawn")
         self.pipe, there = context.Pipe()
-        self.process = context.Process(target=serve, args=(there, (module, function), args),
+        self.process = context.Process(target=serve, args=(there, (module, name), args),
                                        daemon=True)
         self.process.start()
         there.close()
 
-    def __call__(self):
-        """What the action returns. Raises UserError or RuntimeError for what it raises."""
+    def __call__(self, method="whole"):
+        """What the method returns. Raises UserError or RuntimeError for what it raises."""
         with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
-            self.pipe.send(True)
+            self.pipe.send(method)
         try:
             result, error = self.pipe.recv()
         except (EOFError, ConnectionResetError):

@@ -4,22 +4,27 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import train_gpt2
-from build_nanogpt.bench import measure, report, synchronize
-from build_nanogpt.bench_variants import random_gpt, sizes, variant
+from build_nanogpt.bench import measure, report, seconds_of, synchronize
+from build_nanogpt.bench_variants import as_in_a_run, random_gpt, sizes, variant
 
 
 class Step:
     """A network and its optimizer, and a training step on one batch of random tokens."""
 
-    def __init__(self, config, device, dtype=torch.float32, compiled=False, **choices):
+    def __init__(self, config, device, dtype=torch.float32, compiled=False, padded=True,
+                 **choices):
         self.choices, self.device, self.dtype = choices, device, dtype
         self.raw_model = random_gpt(config, device)
+        as_in_a_run(self.raw_model, device, config.B * config.T)
+        if not padded:
+            self.raw_model.vocab_multiple = 1
         self.model = torch.compile(self.raw_model) if compiled else self.raw_model
         self.optimizer = train_gpt2.configure_optimizer(self.raw_model, 0.1, 1e-6)
         tokens = torch.randint(config.vocab_size, (config.B, config.T + 1), device=device)
@@ -36,25 +41,34 @@ class Step:
         return loss.item()
 
 
-def choices(config, device):
+def choices(config, device, clock):
     """Attention and optimizer, on a GPU the video's ladder; with --saving checkpoints alone."""
     if config.saving:
         return saving(config, device)
-    rows = attention_and_optimizer(config, device)
-    return rows + (rungs(config, device) if device.type == "cuda" else [])
+    rows = attention_and_optimizer(config, device, clock)
+    return rows + (rungs(config, device, clock) if device.type == "cuda" else [])
 
 
-def attention_and_optimizer(config, device):
+def small(config):
+    """A piece of a training step: one layer, few tokens."""
+    return replace(config, n_layer=1, B=1, T=min(config.T, 64))
+
+
+def attention_and_optimizer(config, device, clock):
     """Flash against written-out attention in a whole step; AdamW's update in its three forms."""
-    flash, manual = Step(config, device), Step(config, device, flash=False)
-    ours, theirs = flash(), manual()
-    if abs(ours - theirs) > 1e-4:
-        raise RuntimeError(f"the two attentions disagree: loss {ours} and {theirs}")
+    names = {"written-out attention": False, "flash attention": True}
+    pieces = {name: Step(small(config), device, flash=flash) for name, flash in names.items()}
+    kept = clock.far_behind({name: lambda step=step: seconds_of(step, device)
+                             for name, step in pieces.items()})
+    steps = {name: Step(config, device, flash=names[name]) for name in kept}
+    losses = [step() for step in steps.values()]
+    if max(losses) - min(losses) > 1e-4:
+        raise RuntimeError(f"the two attentions disagree: losses {losses}")
     rows = report(f"training step, fp32, {sizes(config)}",
-                  measure({"written-out attention": manual, "flash attention": flash},
-                          config.repeats, config.steps, device), tokens=config.B * config.T)
-    del manual
-    params = list(flash.raw_model.parameters())
+                  measure(steps, config, device, clock), tokens=config.B * config.T)
+    model = next(iter(steps.values())).raw_model
+    del steps
+    params = list(model.parameters())
     for p in params:
         p.grad = torch.randn_like(p)
     optimizers = {}
@@ -62,11 +76,14 @@ def attention_and_optimizer(config, device):
                        "foreach": {"foreach": True}, "fused": {"fused": True}}.items():
         optimizer = torch.optim.AdamW(params, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.1, **kind)
         optimizers[name] = optimizer.step
-    return rows + report(f"AdamW's update of {flash.raw_model.num_params():,} parameters",
-                         measure(optimizers, config.repeats, config.steps, device))
+    kept = clock.far_behind({name: lambda step=step: seconds_of(step, device)
+                             for name, step in optimizers.items()})
+    optimizers = {name: optimizers[name] for name in kept}
+    return rows + report(f"AdamW's update of {model.num_params():,} parameters",
+                         measure(optimizers, config, device, clock))
 
 
-def rungs(config, device):
+def rungs(config, device, clock):
     """The video's ladder on a GPU: each rung adds one choice to those above it."""
     bf16 = train_gpt2.choose_dtype("auto", device)
     variants = {
@@ -82,7 +99,7 @@ def rungs(config, device):
         torch._dynamo.reset()
         step = Step(config, device, **choices)
         flops = train_gpt2.flops_per_token(step.raw_model, config.T)
-        medians |= measure({name: step}, config.repeats, config.steps, device)
+        medians |= measure({name: step}, config, device, clock)
         del step
     return report(f"training step, B={config.B}, T={config.T}", medians,
                   tokens=config.B * config.T, flops=flops,

@@ -79,13 +79,15 @@ class DataConfig:
     """processes of ours; the original takes half of the cores"""
 
 
-def lengthen(source, out, times, row_group_size=1000):
-    """One parquet file that holds the documents of a folder `times` times over, in order."""
+def lengthen(source, out, times, row_group_size=1000, most=None):
+    """One parquet file that holds the documents of a folder `times` times over, in order, or the
+    first `most` of them."""
     tables = [pq.read_table(path, columns=["text"]) for path in sorted(source.rglob("*.parquet"))]
     if not tables:
         raise UserError(f"no .parquet files in {source}: name a folder that has some")
     out.mkdir()
-    pq.write_table(pyarrow.concat_tables(tables * times), out / "000.parquet",
+    table = pyarrow.concat_tables(tables * times)
+    pq.write_table(table.slice(0, most), out / "000.parquet",
                    row_group_size=row_group_size, compression="zstd")
     return out
 
@@ -139,12 +141,13 @@ def compare(outs):
     return sum(map(len, first))
 
 
-def data(config, device):
+def data(config, device, clock):
     """fineweb.py and the original's method on --data, a folder of parquet files."""
-    return whole_processes(DataConfig(config.data, config.times, config.repeats), config.folder)
+    return whole_processes(DataConfig(config.data, config.times, config.repeats), clock,
+                           config.folder)
 
 
-def whole_processes(config, folder=None):
+def whole_processes(config, clock, folder=None):
     """Median milliseconds of each variant, all taking turns, the first of each not counted:
     it brings files into the system's memory. Prints a table, returns its rows."""
     for name in "times", "repeats", "shard_size", "workers":
@@ -152,15 +155,24 @@ def whole_processes(config, folder=None):
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: give 1 or more")
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         temporary = Path(temporary)
+        piece = lengthen(Path(config.source), temporary / "piece", 1, most=64)
+        kept = clock.far_behind({name: lambda pair=pair: timed(*pair)[0]
+                                 for name, pair in commands(config, piece, temporary).items()})
         source = lengthen(Path(config.source), temporary / "source", config.times)
-        variants = commands(config, source, temporary)
+        variants = {name: variant for name, variant
+                    in commands(config, source, temporary).items() if name in kept}
         for command, out in variants.values():
             timed(command, out)
         tokens = compare([out for _, out in variants.values()])
-        times = {name: [] for name in variants}
-        for _ in tqdm(range(config.repeats), leave=False, disable=None):
+        times, took = {name: [] for name in variants}, 0.0
+        for number in tqdm(range(config.repeats), leave=False, disable=None):
+            if number and took > clock.left():
+                print(f"{number} of {config.repeats} repeats: the time is over")
+                break
+            began = time.perf_counter()
             for name, (command, out) in variants.items():
                 times[name].append(timed(command, out))
+            took = time.perf_counter() - began
     title = f"{tokens:,} tokens to shards of {config.shard_size:,}, {os.cpu_count()} cores"
     took, processor = ({name: statistics.median(pair[i] for pair in pairs)
                         for name, pairs in times.items()} for i in range(2))

@@ -12,10 +12,11 @@ import torch
 from tqdm import tqdm
 
 import train_gpt2
-from build_nanogpt.bench import PEAK, measure, measure_beside, product, save_figure
+from build_nanogpt.bench import PEAK, Clock, measure, measure_beside, product, save_figure
 from build_nanogpt.bench_train import random_batches, step_of
-from build_nanogpt.bench_variants import random_gpt, sizes
-from common import UserError, keep_memory
+from build_nanogpt.bench_variants import as_in_a_run, random_gpt, sizes
+from common import UserError
+from nanogpt.cpu import keep_memory
 
 AXES = {"T": "tokens a sequence", "vocab_size": "ids", "n_layer": "layers", "B": "sequences a step"}
 
@@ -35,21 +36,22 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def one_point(config, device):
+def one_point(config, device, minutes):
     """A whole training step, in a process of its own: (milliseconds, FLOPs a token, bytes)."""
     keep_memory()
     model = random_gpt(config, device)
+    as_in_a_run(model, device, config.B * config.T)
     optimizer = train_gpt2.configure_optimizer(model, 0.1, 0.0)
     step = step_of(model, optimizer, random_batches(config, device))
-    ms = measure({"step": step}, config.repeats, config.steps, device)["step"]
+    ms = measure({"step": step}, config, device, Clock(minutes))["step"]
     return ms, train_gpt2.flops_per_token(model, config.T), peak_memory(device)
 
 
-def in_fresh_process(config, device, name):
+def in_fresh_process(config, device, name, minutes):
     """one_point(). Raises UserError if the system ends the process: memory has run out."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(one_point, config, device).result()
+            return pool.submit(one_point, config, device, minutes).result()
         except BrokenProcessPool:
             value = getattr(config, name)
         except RuntimeError as error:  # as common.run() knows it, with the point's name
@@ -80,6 +82,15 @@ def print_row(row):
     memory = "unknown" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f} MiB"
     print(f"  {row['variant']:18s} {row['ms']:10.1f} ms  {row['tokens_per_second']:10,.0f} tok/s  "
           f"roof {row['roof_tokens_per_second']:10,.0f}  {row['peak_share']:.1%}  memory {memory}")
+
+
+def step_flops(config):
+    """Of a whole training step; each layer adds the same."""
+    with torch.device("meta"):
+        one, two = (train_gpt2.flops_per_token(
+            random_gpt(replace(config, n_layer=n), torch.device("meta")), config.T) for n in (1, 2))
+    tokens = config.grad_accum * config.B * config.T
+    return config.steps * tokens * (one + (config.n_layer - 1) * (two - one))
 
 
 def draw_panel(axes, label, rows):
@@ -118,14 +129,22 @@ def draw(rows, title, file):
     save_figure(figure, file)
 
 
-def growth(config, device):
-    """Tokens a second and peak memory of whole training steps, each in a fresh process."""
-    _, rates = measure_beside({PEAK: product(device)}, {}, config, device)
+def growth(config, device, clock):
+    """Tokens a second and peak memory of whole training steps, each in a fresh process. A point
+    whose FLOPs, at the rate of those before it, would not fit into the time is left out."""
+    _, rates = measure_beside({PEAK: product(device)}, {}, config, device, clock)
     title = f"whole training step, fp32, around {sizes(config)}, {config.vocab_size} ids"
     print(f"\n{title}")
     rows = []
     for name, point in tqdm(points(config), leave=False, disable=None):
-        rows.append(row_of(name, point, in_fresh_process(point, device, name), rates[PEAK]))
+        share = min((row["peak_share"] for row in rows), default=0.1)
+        expected = (1 + config.repeats) * step_flops(point) / (share * rates[PEAK])
+        if expected > clock.left():
+            clock.leave_out(f"{name}={getattr(point, name)}", f"about {expected:.0f} s, and "
+                            f"--minutes {config.minutes} leave {max(0, clock.left()):.0f}")
+            continue
+        result = in_fresh_process(point, device, name, clock.left() / 60)
+        rows.append(row_of(name, point, result, rates[PEAK]))
         print_row(rows[-1])
     if config.png:
         draw(rows, title, config.png)

@@ -1,11 +1,13 @@
 """The lecture's ladder: each step's own train_gpt2.py, run for some iterations."""
 
 import ast
+import functools
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,10 @@ from build_nanogpt.bench import report, save_figure
 from build_nanogpt.bench_variants import sizes
 from build_nanogpt.check import load_trees
 from build_nanogpt.git import ROOT
-from build_nanogpt.series import PROGRAM, read_series, tag_of
+from build_nanogpt.series import is_program, read_series, tag_of
 from common import UserError
 
-LADDER = (12, 13, 14, 15, 16, 19, 114, 118, 120, 121)  # steps that make training faster
+LADDER = (12, 13, 14, 15, 16, 19, 114, 118, 123)  # steps that make training faster
 SKIPPED = 3  # a run's first iterations: they compile and allocate
 PRINTED = re.compile(r"dt (\d+) ms \| ([\d,]+) tok/sec")
 
@@ -56,9 +58,9 @@ def lines_of(config):
 
 def write_step(folder, tree, config):
     """A step's program, and shards of random tokens for it."""
-    for name in PROGRAM:
-        if name in tree:
-            (folder / name).write_bytes(tree[name][1])
+    for name in filter(is_program, tree):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(tree[name][1])
     (folder / "shards").mkdir()
     rng = np.random.default_rng(0)
     for split in "train", "val":
@@ -119,20 +121,33 @@ def draw(rows, file):
     save_figure(figure, file)
 
 
-def ladder(config, device):
-    """What each step prints of its iterations, one step after another."""
+def ladder(config, device, clock):
+    """What each step prints of its iterations, one step after another. Each is tried on one layer
+    and few tokens first."""
     steps, numbers = chosen_steps(config)
     trees, error = load_trees(steps)
     if error:
         raise error
     sources = {n: trees[n]["train_gpt2.py"][1].decode() for n in numbers}
-    flags = {n: flags_of(steps[n], sources[n], config, device) for n in numbers}
-    medians = {}
-    for n in tqdm(numbers, leave=False, disable=None):
+    for n in numbers:  # what is wrong is said at once
+        flags_of(steps[n], sources[n], config, device)
+    names = {n: f"{steps[n].tag} {steps[n].lesson.title}" for n in numbers}
+
+    def measured(n, config):
+        flags = flags_of(steps[n], sources[n], config, device)
         with tempfile.TemporaryDirectory(dir=config.folder) as folder:
             write_step(Path(folder), trees[n], config)
-            times = run_step(steps[n], Path(folder), flags[n], config)
-        medians[f"{steps[n].tag} {steps[n].lesson.title}"] = statistics.median(times)
+            return statistics.median(run_step(steps[n], Path(folder), flags, config))
+
+    small = replace(config, n_layer=1, T=min(config.T, 64), repeats=1, steps=1)
+    bar = functools.partial(tqdm, numbers, leave=False, disable=None)
+    kept = clock.far_behind({names[n]: functools.partial(measured, n, small) for n in numbers})
+    medians = {}
+    for n in bar():
+        if names[n] in kept and clock.left() > 0:
+            medians[names[n]] = measured(n, config)
+        elif names[n] in kept:
+            clock.leave_out(names[n], f"--minutes {config.minutes} are over")
     rows = report(f"steps of the lecture, {sizes(config)}, {config.vocab_size} ids, {device}",
                   medians, tokens=config.B * config.T)
     if config.png:

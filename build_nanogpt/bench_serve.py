@@ -4,10 +4,11 @@ import torch
 from torch.nn import functional as F
 
 import hellaswag as scoring
-from build_nanogpt.bench import PEAK, measure_beside, product, reading, report
+from build_nanogpt.bench import PEAK, measure_beside, product, reading, report, seconds_of
 from build_nanogpt.bench_relatives import find_relatives, relative, transformers_gpt2
-from build_nanogpt.bench_variants import random_gpt
-from common import get_tokenizer, keep_memory, tokenizer_name
+from build_nanogpt.bench_variants import as_in_a_run, random_gpt
+from common import get_tokenizer, tokenizer_name
+from nanogpt.cpu import keep_memory
 from train_gpt2 import autocast
 
 PROMPT = 8  # tokens
@@ -36,38 +37,46 @@ def looped(last_logits, idx, n):
 
 
 def samplers(config, ours, idx):
-    """{name: action}; each returns the prompt and its continuation."""
-    n, theirs = config.new_tokens, transformers_gpt2(ours).eval()
+    """{name: action of a number of new tokens}; each returns the prompt and its continuation."""
+    theirs = transformers_gpt2(ours).eval()
     name, all_logits = of_the_video(config, ours)
     return {
-        f"{name}: no cache, all logits": lambda: looped(lambda i: all_logits(i)[:, -1], idx, n),
-        "transformers, cache": lambda: theirs.generate(
+        f"{name}: no cache, all logits": lambda n: looped(lambda i: all_logits(i)[:, -1], idx, n),
+        "transformers, cache": lambda n: theirs.generate(
             idx, attention_mask=torch.ones_like(idx), max_new_tokens=n, do_sample=False,
             use_cache=True, pad_token_id=0),
-        "ours, no cache": lambda: looped(lambda i: ours.lm_head(ours.hidden(i)[:, -1]), idx, n),
-        "ours, cache": lambda: ours.generate(idx, n, temperature=0.0),
+        "ours, no cache": lambda n: looped(lambda i: ours.lm_head(ours.hidden(i)[:, -1]), idx, n),
+        "ours, cache": lambda n: ours.generate(idx, n, temperature=0.0),
     }
 
 
 @torch.no_grad()
-def sampling(config, device):
+def sampling(config, device, clock):
     """Greedy tokens, one sequence: without a cache, with one, and the weights' bytes over the
     memory's speed, below which no token can be had."""
     keep_memory()  # for all of them: they share a process
     ours = random_gpt(config, device, max(config.T, PROMPT + config.new_tokens)).eval()
     idx = torch.randint(config.vocab_size, (1, PROMPT), device=device)
-    actions = samplers(config, ours, idx)
+    libraries = as_in_a_run(ours, device, idx.numel())
+    ways = samplers(config, ours, idx)
+    pieces = {name: lambda way=way: seconds_of(lambda: way(2), device)
+              for name, way in ways.items()}
+    actions = {name: lambda way=ways[name]: way(config.new_tokens)
+               for name in clock.far_behind(pieces)}
     tokens = {name: action().tolist() for name, action in actions.items()}
-    if any(row != tokens["ours, no cache"] for row in tokens.values()):
+    if any(row != next(iter(tokens.values())) for row in tokens.values()):
         raise RuntimeError(f"the variants disagree: {tokens}")
 
     medians, rates = measure_beside({"bytes of memory": reading(device)}, actions, config, device,
-                                    warm=True)
+                                    clock, warm=True)
     weights = ours.num_params() - ours.transformer.wpe.weight.numel()
     medians["floor: weights read once a token"] = (
         1000 * config.new_tokens * 4 * weights / rates["bytes of memory"])
+    print(f"products of ours: {libraries or 'as the GPU has them'}")
     return report(f"{config.new_tokens} new tokens after {PROMPT}, fp32, {config.n_layer} layers, "
-                  f"{config.n_embd} channels", medians, tokens=config.new_tokens)
+                  f"{config.n_embd} channels", medians,
+                  next(name for name in medians if name.startswith("transformers")),
+                  tokens=config.new_tokens)
 
 
 # -----------------------------------------------------------------------------
@@ -98,22 +107,24 @@ def in_batches(score, size, model, encoded, device, tokens=4096):
     return [chosen[id(example)] for example in encoded]
 
 
-def scorers(config, ours, encoded, device, dtype):
-    """{name: action}; each returns the numbers of the likeliest endings."""
+def scorers(config, ours, device, dtype):
+    """{name: action of examples}; each returns the numbers of the likeliest endings."""
     name, all_logits = of_the_video(config, ours)
     packs = 1024 if device.type == "cpu" else 4096  # as count_correct() has it
     ways = {
-        f"{name}: one at a time": lambda: [one_example(all_logits, example, device)
-                                           for example in encoded],
-        "ours, in rows": lambda: in_batches(scoring.score, scoring.in_rows, ours, encoded, device),
-        "ours, packed": lambda: in_batches(scoring.score_packed, scoring.in_packs, ours, encoded,
-                                           device, packs)}
+        f"{name}: one at a time": lambda encoded: [one_example(all_logits, example, device)
+                                                   for example in encoded],
+        "ours, in rows": lambda encoded: in_batches(scoring.score, scoring.in_rows, ours, encoded,
+                                                    device),
+        "ours, packed": lambda encoded: in_batches(scoring.score_packed, scoring.in_packs, ours,
+                                                   encoded, device, packs)}
 
-    def cast(way):
+    def cast(way, encoded):
         with torch.no_grad(), autocast(device, dtype):
-            return way()
+            return way(encoded)
 
-    return {f"{name}, {str(dtype)[6:]}": lambda way=way: cast(way) for name, way in ways.items()}
+    return {f"{name}, {str(dtype)[6:]}": lambda encoded, way=way: cast(way, encoded)
+            for name, way in ways.items()}
 
 
 def packed_flops(model, encoded):
@@ -127,26 +138,30 @@ def packed_flops(model, encoded):
             + 2 * C * model.config.vocab_size * ending)
 
 
-def hellaswag(config, device):
+def hellaswag(config, device, clock):
     """Examples a second, in fp32 and in bfloat16: one at a time, in rows, packed, and the floor of
     the packed tokens' FLOPs."""
     keep_memory()  # for all of them: they share a process
     enc = get_tokenizer(tokenizer_name(config.vocab_size))
     examples = scoring.load_examples(config.data, config.limit)
     encoded, ours = scoring.encode(examples, enc, config.T), random_gpt(config, device).eval()
-    dtypes, actions, chosen = (torch.float32, torch.bfloat16), {}, {}
-    for dtype in dtypes:
-        ways = scorers(config, ours, encoded, device, dtype)
-        chosen[dtype] = [way() for way in ways.values()]
-        actions |= ways
-    first, *others = chosen[torch.float32]
-    if any(other != first for other in others):
-        raise RuntimeError(f"the variants disagree: {chosen[torch.float32]}")
+    libraries = as_in_a_run(ours, device, 1024)
+    short = min(encoded, key=lambda example: sum(map(len, example.rows)))
+    ways = scorers(config, ours, device, torch.float32) | scorers(config, ours, device,
+                                                                  torch.bfloat16)
+    pieces = {name: lambda way=way: seconds_of(lambda: way([short]), device)
+              for name, way in ways.items()}
+    actions = {name: lambda way=ways[name]: way(encoded) for name in clock.far_behind(pieces)}
+    chosen = {name: action() for name, action in actions.items() if name.endswith("float32")}
+    if any(other != next(iter(chosen.values())) for other in chosen.values()):
+        raise RuntimeError(f"the variants disagree: {chosen}")
 
-    peaks = {f"{PEAK}, {str(dtype)[6:]}": product(device, dtype) for dtype in dtypes}
-    medians, rates = measure_beside(peaks, actions, config, device, warm=True)
+    dtypes = sorted({name.rpartition(", ")[2] for name in actions}, reverse=True)
+    peaks = {f"{PEAK}, {dtype}": product(device, getattr(torch, dtype)) for dtype in dtypes}
+    medians, rates = measure_beside(peaks, actions, config, device, clock, warm=True)
     flops = packed_flops(ours, encoded)
     medians |= {name.replace(PEAK, "floor: packed FLOPs"): 1000 * flops / rate
                 for name, rate in rates.items()}
+    print(f"products of ours: {libraries or 'as the GPU has them'}")
     return report(f"{len(encoded)} examples of HellaSwag, {config.n_layer} layers, {config.n_embd} "
                   "channels", medians, tokens=len(encoded), unit="examples/s")

@@ -1,19 +1,23 @@
 """A whole training step of the program and of its relatives, on the same weights, in one run."""
 
+import functools
+from dataclasses import replace
+
 import torch
 
 import train_gpt2
+from build_nanogpt.bench import PEAK, first_calls, measure_beside, product, report, seconds_of
 from build_nanogpt.bench_apart import Apart
-from build_nanogpt.bench import PEAK, first_calls, measure_beside, product, report
 from build_nanogpt.bench_relatives import (
     find_relatives,
     relative,
     relatives_optimizer,
     transformers_gpt2,
 )
-from build_nanogpt.bench_variants import can_compile, random_gpt, sizes, variant
-from common import UserError, keep_memory
-
+from build_nanogpt.bench_variants import as_in_a_run, can_compile, random_gpt, sizes, variant
+from common import UserError
+from nanogpt.cpu import keep_memory
+from nanogpt.muon import quicker_dtype
 
 BF16 = "ours, products in bfloat16"
 
@@ -73,9 +77,10 @@ def step_of_relative(path, ours, batches, fused=False, compiled=False):
 def step_of_ours(ours, batches, compiled=False, kind="adamw", **choices):
     """The program as a run on this device has it, with some choices changed."""
     device = batches[0][0].device
+    muon = quicker_dtype(device) if kind == "muon" else torch.float32
+    optimizer = train_gpt2.configure_optimizer(ours, 0.1, 0.0, kind, muon)
     if compiled:
         ours = train_gpt2.compile_model(ours, device, wanted=True)
-    optimizer = train_gpt2.configure_optimizer(ours, 0.1, 0.0, kind)
     return step_of(ours, optimizer, batches, **choices)
 
 
@@ -88,8 +93,9 @@ def all_variants(relatives, cuda, compiles):
         if compiles:
             found[f"{name}{fused}, compiled"] = name, {"fused": True, "compiled": True}
     found |= {} if cuda else {
-        "ours, products by MKL, memory handed back": ("ours", {"onednn": False, "keeps": False}),
-        "ours, products by MKL": ("ours", {"onednn": False})}
+        "ours, plain products, memory handed back": ("ours", {"products": "plain",
+                                                              "keeps": False}),
+        "ours, plain products": ("ours", {"products": "plain"})}
     found |= {"ours": ("ours", {}),
               "ours, 512 positions' logits at a time": ("ours", {"loss_rows": 512}),
               "ours, blocks computed again": ("ours", {"recompute": True}),
@@ -111,21 +117,47 @@ def chosen(variants, only):
     return found
 
 
-def build_of(config, device, whose, choices):
-    return build(config, device, whose, **choices)
-
-
-def build(config, device, whose, keeps=True, **choices):
+class Variant:
     """The step of one variant, in its own process: only ours keeps its memory."""
-    if whose == "ours" and keeps:
-        keep_memory()
-    device = torch.device(device)
-    ours, batches = random_gpt(config, device), random_batches(config, device)
-    if whose == "transformers":
-        return step_of_transformers(ours, batches)
-    if whose == "ours":
-        return step_of_ours(ours, batches, **choices)
-    return step_of_relative(find_relatives(config.relatives)[whose], ours, batches, **choices)
+
+    def __init__(self, config, device, whose, choices):
+        self.config, self.device = config, torch.device(device)
+        self.whose, self.choices, self.step = whose, dict(choices), None
+        if self.choices.pop("keeps", True) and whose == "ours":
+            keep_memory()
+
+    def ready(self):
+        """Answers once everything is imported, which would slow the others down."""
+
+    def build(self, config):
+        ours, batches = random_gpt(config, self.device), random_batches(config, self.device)
+        if self.whose == "transformers":
+            return step_of_transformers(ours, batches)
+        choices = dict(self.choices)
+        if self.whose == "ours":
+            as_in_a_run(ours, self.device, config.B * config.T, choices.pop("products", "auto"))
+            return step_of_ours(ours, batches, **choices)
+        path = find_relatives(config.relatives)[self.whose]
+        return step_of_relative(path, ours, batches, **choices)
+
+    def piece(self):
+        """Seconds of a step of one layer, few ids and about 256 tokens."""
+        T = min(self.config.T, 64)
+        small = replace(self.config, n_layer=1, vocab_size=min(self.config.vocab_size, 2048),
+                        grad_accum=1, T=T, B=max(1, 256 // T))
+        return seconds_of(self.build(small), self.device)
+
+    def whole(self):
+        """The loss of a step."""
+        if not self.step:
+            torch._dynamo.reset()  # what the piece compiled is not compiled anew for other shapes
+            self.step = self.build(self.config)
+        return self.step()
+
+    def library(self):
+        """{what: library} of the products of ours."""
+        return as_in_a_run(random_gpt(self.config, self.device), self.device,
+                           self.config.B * self.config.T)
 
 
 def check_losses(calls):
@@ -138,28 +170,39 @@ def check_losses(calls):
         raise RuntimeError(f"the variants disagree: losses {losses}, {rounded} in bfloat16")
 
 
-def train(config, device):
+def train(config, device, clock):
     """A step in fp32: transformers, the user's clones, and the program in its variants."""
     relatives = find_relatives(config.relatives)  # what is wrong with it is said at once
     compiles = config.compile is not False and can_compile(device)
     variants = chosen(all_variants(relatives, device.type == "cuda", compiles), config.only)
-    actions = {}
+    actions = {name: Apart(__name__, "Variant", config, str(device), whose, choices)
+               for name, (whose, choices) in variants.items()}
     try:
-        for name, (whose, choices) in variants.items():
-            actions[name] = Apart(__name__, "build_of", config, str(device), whose, choices)
+        for action in actions.values():
+            action("ready")
+        libraries = actions["ours"]("library")
+        kept = clock.far_behind({name: functools.partial(action, "piece")
+                                 for name, action in actions.items()})
+        actions = {name: action if name in kept else action.end()
+                   for name, action in actions.items()}
+        actions = {name: action for name, action in actions.items() if action}
         calls = first_calls(actions, device)
         check_losses(calls)
-        medians, rates = measure_beside({PEAK: product(device)}, actions, config, device, warm=True)
+        medians, rates = measure_beside({PEAK: product(device)}, actions, config, device, clock,
+                                        warm=True)
     finally:
         for action in actions.values():
-            action.end()
-    best = min((name for name, (whose, _) in variants.items() if whose != "ours"), key=medians.get)
+            if action:
+                action.end()
+    best = min((name for name in medians if variants[name][0] != "ours"), key=medians.get)
     c = train_gpt2.GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
                              config.n_embd)
     with torch.device("meta"):
         flops = train_gpt2.flops_per_token(train_gpt2.GPT(c), config.T)
-    return report(
+    rows = report(
         f"whole training step, fp32, {sizes(config)}, {config.grad_accum} micro-steps; "
         f"ratios to {best}", medians, best, tokens=config.grad_accum * config.B * config.T,
         flops=flops, peak=rates[PEAK], share="of the peak",
         first={name: seconds for name, (seconds, _) in calls.items()})
+    print(f"products of ours: {libraries or 'as the GPU has them'}")
+    return [row | {"products": libraries} if row["variant"] == "ours" else row for row in rows]

@@ -6,6 +6,8 @@ import torch
 from torch.nn import functional as F
 
 import train_gpt2
+from nanogpt.cpu import choose_products, quicken
+from nanogpt.trial import try_products
 
 
 def written_out_attention(self, x, cache=None, mask=None):
@@ -20,27 +22,36 @@ def written_out_attention(self, x, cache=None, mask=None):
 
 
 @contextlib.contextmanager
-def variant(flash=True, padded=True, tf32=True, onednn=True, **attributes):
+def variant(flash=True, tf32=None, **attributes):
     """The program with some of its choices taken back, and attributes of GPT set, as loss_rows."""
     attention, network = train_gpt2.CausalSelfAttention, train_gpt2.GPT
-    attributes |= {} if padded else {"vocab_multiple": 1}
     before = {name: getattr(network, name) for name in attributes}
     forward, precision = attention.forward, torch.get_float32_matmul_precision()
-    linear = train_gpt2.linear
+    tf32 = torch.cuda.is_available() if tf32 is None else tf32
     try:
         if not flash:
             attention.forward = written_out_attention
-        if not onednn:
-            train_gpt2.linear = F.linear
         for name, value in attributes.items():
             setattr(network, name, value)
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         yield
     finally:
-        attention.forward, train_gpt2.linear = forward, linear
+        attention.forward = forward
         for name, value in before.items():
             setattr(network, name, value)
         torch.set_float32_matmul_precision(precision)
+
+
+def as_in_a_run(model, device, rows, products="auto"):
+    """What main() does to a network on this device: in place. rows: B T. Returns the libraries of
+    its products."""
+    if device.type == "cuda":
+        model.vocab_multiple = 64
+    if device.type != "cpu":
+        return {}
+    chosen = try_products(model, rows) if products == "auto" else choose_products(products)
+    quicken(model, chosen)
+    return chosen
 
 
 def random_gpt(config, device, block_size=0):

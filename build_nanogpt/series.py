@@ -7,7 +7,6 @@ from pathlib import Path
 
 from common import UserError
 
-PROGRAM = ("train_gpt2.py", "fineweb.py", "hellaswag.py", "common.py")
 SECTIONS = ("What changes", "Run it", "You should see", "Check yourself", "If it goes wrong")
 NAME = re.compile(r"(\d{2,3})-([a-z0-9]+(?:-[a-z0-9]+)*)\.(patch|md)")
 HEAD = re.compile(r"# step-(\d{2,3}): (\S.*)")
@@ -19,6 +18,11 @@ BORN = re.compile(r"tests/test_\w+\.py")
 
 def tag_of(number):
     return f"step-{number:02d}"
+
+
+def is_program(path):
+    """Whether a file of a step's tree is of the program: Python at the root or in nanogpt/."""
+    return re.fullmatch(r"(nanogpt/)?\w+\.py", path) is not None and path != "conftest.py"
 
 
 def named_steps(text):
@@ -182,8 +186,8 @@ class Step:
         return [c.path for c in self.changes if BORN.fullmatch(c.path) and not c.deleted]
 
     def program_lines(self):
-        """(added, removed) lines of the scripts."""
-        program = [change for change in self.changes if change.path in PROGRAM]
+        """(added, removed) lines of the program's files."""
+        program = [change for change in self.changes if is_program(change.path)]
         return tuple(sum(change.count(sign) for change in program) for sign in (b"+", b"-"))
 
 

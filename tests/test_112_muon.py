@@ -2,16 +2,94 @@
 
 import copy
 import json
+import os
+import platform
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
-from helpers import TINY, lively_gpt, main_here, refusal, write_shards
+from helpers import ROOT, TINY, lively_gpt, main_here, refusal, write_shards
 
+import nanogpt.muon
 import train_gpt2
+from nanogpt.muon import Muon, orthogonalize
 
 RUN = [*TINY, "--max-steps", 6, "--eval-every", 6, "--val-tokens", 512, "--sample-tokens", 0,
        "--checkpoint-every", 3, "--optimizer", "muon"]
+
+
+def rounds(s):
+    """What the five rounds make of a singular value, written out."""
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return s
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 40), (2, 40, 8), (1, 7, 9), (2, 1, 5)])
+def test_singular_values_alone_are_changed(shape):
+    """G = U S V^T becomes U rounds(S / |G|) V^T: by an SVD in float64, and from there in float32.
+    Its short way, for wide matrices, loses half of float32's digits."""
+    G = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    U, S, Vt = torch.linalg.svd(G, full_matrices=False)
+    expected = U @ torch.diag_embed(rounds(S / S.norm(dim=1, keepdim=True))) @ Vt
+    assert orthogonalize(G).shape == G.shape
+    assert (orthogonalize(G) - expected).abs().max() < 1e-12
+    assert (orthogonalize(G.float()) - expected).abs().max() < 1e-5
+
+
+def test_matrices_without_rank():
+    """One direction out of eight, and nothing at all."""
+    one = torch.ones(1, 8, 1) @ torch.randn(1, 1, 40)
+    assert orthogonalize(torch.zeros(2, 8, 40)).count_nonzero() == 0
+    for G in one, one.mT, 1e-6 * one, 1e15 * one:
+        assert 0.5 < torch.linalg.matrix_norm(orthogonalize(G), 2).item() < 1.3
+
+
+def test_a_step_is_that_of_torchs_muon():
+    """Which computes in bfloat16. Three steps with decay: the same but for 8 bits of mantissa."""
+    shapes = [(24, 8), (8, 8), (8, 32), (24, 8), (8, 24)]
+    found = []
+    for make in (lambda p: Muon(p, 0.1, 0.5, dtype=torch.bfloat16),
+                 lambda p: torch.optim.Muon(p, lr=0.1, weight_decay=0.5,
+                                            adjust_lr_fn="match_rms_adamw")):
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        optimizer = make(params)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+        found.append([p.detach() for p in params])
+        found.append([optimizer.state[p]["momentum_buffer"] for p in params])
+    weights, momentum, their_weights, their_momentum = found
+    for a, b in zip(weights, their_weights, strict=True):
+        assert (a - b).abs().max() < 0.01 * 3 * 0.1  # a hundredth of what three steps may move
+    for a, b in zip(momentum, their_momentum, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_stack_may_be_cut(monkeypatch):
+    """For want of memory: the same update, a matrix at a time."""
+    found = []
+    for most in 2**26, 1:
+        monkeypatch.setattr(nanogpt.muon, "MOST", most)
+        model = lively_gpt()
+        found.append(one_update(model, Muon([p for name, p in model.named_parameters()
+                                             if is_a_blocks_matrix(name, p)], 1e-3)))
+    for name, change in found[0].items():
+        assert torch.allclose(change, found[1][name], atol=1e-8), name
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="of x86 CPUs")
+def test_a_cpu_without_bfloat16_computes_in_float32():
+    """As the variables make of any: its emulation takes twenty times as long."""
+    code = "import torch, nanogpt.muon as m; print(m.quicker_dtype(torch.device('cpu')))"
+    env = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True,
+                          text=True)
+    assert done.stdout.strip() == "torch.float32", done.stderr
 
 
 def one_update(model, optimizer):
@@ -38,7 +116,7 @@ def test_which_parameters_have_which():
 
 
 def test_a_matrix_moves_as_far_in_every_direction():
-    """The gradient U S V^T becomes U V^T (singular values in bf16 and five rounds: 0.5 to 1.3), of
+    """The gradient U S V^T becomes U V^T (singular values after five rounds: 0.5 to 1.3), of
     AdamW's root mean square, 0.2 lr."""
     model, lr = lively_gpt(), 1e-3
     moved = one_update(model, train_gpt2.configure_optimizer(model, 0.0, lr, "muon"))
@@ -72,7 +150,11 @@ def run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_it_goes_on_to_the_bit(run, tmp_path, monkeypatch):
-    """As if the run had been killed after its checkpoint of step 3."""
+    """As if the run had been killed after its checkpoint of step 3, on a day when the trial would
+    find another dtype."""
+    chosen = json.loads((run / "run" / "checkpoint_000006" / "state.json").read_text())["chosen"]
+    other = {"bfloat16": torch.float32, "float32": torch.bfloat16}[chosen["muon"]]
+    monkeypatch.setattr(train_gpt2, "quicker_dtype", lambda device: other)
     shutil.copytree(run / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoint_000006")
     main_here(monkeypatch, *RUN, "--data", run / "shards", "--out-dir", tmp_path / "run",
@@ -100,3 +182,10 @@ def test_a_checkpoint_of_before_has_adamw():
     facts = {"config": json.loads(json.dumps(train_gpt2.asdict(config))), "shards": [], "step": 1}
     del facts["config"]["optimizer"]
     assert train_gpt2.changed_settings(config, facts, []) == {}
+
+
+def test_the_table_says_what_was_chosen(run, monkeypatch, capsys):
+    monkeypatch.setattr(train_gpt2, "quicker_dtype", lambda device: torch.bfloat16)
+    main_here(monkeypatch, *RUN, "--max-steps", 1, "--data", run / "shards", "--out-dir",
+              run / "other")
+    assert "Muon       | bfloat16 products\n" in capsys.readouterr().out

@@ -11,9 +11,9 @@ from helpers import ROOT
 COME_AND_GO = """
 import resource, sys
 import torch
-import common
+from nanogpt import cpu
 if sys.argv[1] == "keep":
-    common.keep_memory()
+    cpu.keep_memory()
 def faults():
     for _ in range(10):
         torch.zeros(10**7).add_(1)

@@ -1,16 +1,19 @@
-"""A CPU's products of fp32 matrices by oneDNN: the same numbers, by the library that was meant."""
+"""A CPU multiplies float32 matrices by oneDNN: the same numbers, by the library that was meant."""
+
+import threading
 
 import pytest
 import torch
-from helpers import lively_gpt
+from helpers import TINY, lively_gpt, main_here, refusal, write_shards
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import common
 import train_gpt2
-from common import keeps_fp32, onednn
+from nanogpt import cpu
+from nanogpt.cpu import choose_products, keeps_fp32, onednn, quicken
 
 MATMUL = torch.backends.mkldnn.matmul
+RUN = [*TINY, "--max-steps", 1, "--val-tokens", 512, "--sample-tokens", 0]
 
 
 class Products(TorchDispatchMode):
@@ -26,15 +29,18 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture
-def exact(monkeypatch):
-    """As on a CPU where oneDNN keeps fp32, whatever this one is."""
-    monkeypatch.setattr(common, "keeps_fp32", lambda: True)
+def quick_gpt(**sizes):
+    model = lively_gpt(**sizes)
+    quicken(model, {"forward": "onednn"})
+    return model
 
 
-def test_what_torch_was_told_before_holds_again(exact):
+def test_what_torch_was_told_before_holds_again():
     before = MATMUL.fp32_precision
     with onednn():
+        assert MATMUL.fp32_precision == "bf16"
+        with onednn():
+            assert MATMUL.fp32_precision == "bf16"
         assert MATMUL.fp32_precision == "bf16"
     assert MATMUL.fp32_precision == before
     with pytest.raises(ZeroDivisionError), onednn():
@@ -42,12 +48,24 @@ def test_what_torch_was_told_before_holds_again(exact):
     assert MATMUL.fp32_precision == before
 
 
-def test_where_onednn_would_round_it_is_not_asked(monkeypatch):
-    """A CPU with AMX. What it does there is asked of it by a product, as here."""
-    before = MATMUL.fp32_precision
-    monkeypatch.setattr(common, "keeps_fp32", lambda: False)
+def test_two_threads_that_multiply_leave_nothing_behind():
+    """The second comes while the first is inside, and is still at work when that one has left: what
+    it found must not be what the first had set."""
+    before, inside, seen = MATMUL.fp32_precision, threading.Event(), []
+
+    def second():
+        inside.wait()
+        with onednn():
+            seen.append(MATMUL.fp32_precision)
+
+    thread = threading.Thread(target=second)
+    thread.start()
     with onednn():
-        assert MATMUL.fp32_precision == before
+        inside.set()
+        thread.join(0.2)
+        assert not seen  # it waits
+    thread.join()
+    assert seen == ["bf16"] and MATMUL.fp32_precision == before
 
 
 def test_rounding_would_be_noticed(monkeypatch):
@@ -59,26 +77,37 @@ def test_rounding_would_be_noticed(monkeypatch):
 
 
 def test_it_may_be_asked_under_autocast_first():
-    """What stays in the cache is about fp32."""
-    with torch.autocast("cpu", torch.bfloat16), onednn():
+    """What stays in the cache is about float32."""
+    with torch.autocast("cpu", torch.bfloat16):
         assert keeps_fp32.__wrapped__() == keeps_fp32()
-    with onednn():
-        assert keeps_fp32.__wrapped__() == keeps_fp32()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_onednn_only_where_it_keeps_float32(wanted, monkeypatch):
+    monkeypatch.setattr(cpu, "keeps_fp32", lambda: wanted)
+    assert choose_products("plain")["forward"] == "plain"
+    if wanted:
+        assert choose_products("onednn")["forward"] == "onednn"
+    else:
+        with pytest.raises(train_gpt2.UserError, match="--products onednn.*use --products plain"):
+            choose_products("onednn")
 
 
 @pytest.mark.parametrize("rows", [1, 8, 300])
-def test_products_are_as_exact_as_fp32_is(rows):
-    """Sums of 768 products of about 1 against float64: fp32 errs by 1e-4, bfloat16 by 0.2."""
-    x, weight = torch.randn(2, rows, 768), torch.randn(500, 768)
-    bias = torch.randn(500)
+def test_products_are_as_exact_as_float32_is(rows):
+    """Sums of 768 products of about 1 against float64: float32 errs by 1e-4, bfloat16 by 0.2."""
+    if not keeps_fp32():
+        pytest.skip("oneDNN rounds on this CPU, and is not asked")
+    x, layer = torch.randn(2, rows, 768), torch.nn.Linear(768, 500)
+    exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+    quicken(layer, {"forward": "onednn"})
     with torch.no_grad():
-        y = train_gpt2.linear(x, weight, bias)
-    assert (y - F.linear(x.double(), weight.double(), bias.double())).abs().max() < 5e-4
+        assert (layer(x) - exact).abs().max() < 5e-4
 
 
-def test_every_product_of_the_network_is_one_of_them(exact):
+def test_every_product_of_the_network_is_one_of_them():
     """Four a block and the vocabulary's; attention is left to itself."""
-    model, idx = lively_gpt(), torch.randint(257, (2, 16))
+    model, idx = quick_gpt(), torch.randint(257, (2, 16))
     before, attention = MATMUL.fp32_precision, "_scaled_dot_product_flash_attention_for_cpu"
     with torch.no_grad(), Products("addmm", "mm") as products, Products(attention) as others:
         model(idx)
@@ -88,22 +117,43 @@ def test_every_product_of_the_network_is_one_of_them(exact):
     assert others.seen == [before] * passes * n_layer
 
 
-@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="of torch 2.13")
-def test_the_loss_in_parts_too(exact, monkeypatch):
-    model, idx, seen = lively_gpt(), torch.randint(257, (2, 16)), []
-
-    def loss(*args, original=F.linear_cross_entropy, **kwargs):
-        seen.append(MATMUL.fp32_precision)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(F, "linear_cross_entropy", loss)
-    model.loss_rows = 8
-    model(idx, idx)
-    assert seen == ["bf16"]
+def test_plain_is_the_network_as_it_was():
+    model = lively_gpt()
+    quicken(model, {"forward": "plain"})
+    assert {type(m) for m in model.modules() if isinstance(m, torch.nn.Linear)} == {torch.nn.Linear}
 
 
-def test_other_types_are_as_they_were():
+def test_it_is_the_same_network():
+    """The same parameters by the same names, still tied, and the logits of float32."""
     model, idx = lively_gpt(), torch.randint(257, (2, 16))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert model(idx)[0].dtype == torch.bfloat16
-    assert model.double()(idx)[0].dtype == torch.float64
+    with torch.no_grad():
+        expected, names = model(idx)[0], list(model.state_dict())
+        quicken(model, {"forward": "onednn"})
+        assert (model(idx)[0] - expected).abs().max() < 1e-4
+    assert list(model.state_dict()) == names
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_numbers_are_left_alone(dtype):
+    model = quick_gpt().to(dtype)
+    with torch.no_grad(), Products("addmm", "mm") as products:
+        model(torch.randint(257, (2, 16)))
+    assert "bf16" not in products.seen and len(products.seen) == 9
+
+
+def test_the_run_has_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "keeps_fp32", lambda: True)
+    data = write_shards(tmp_path / "shards")
+    for wanted in "plain", "onednn":
+        with Products("addmm", "mm") as products:
+            main_here(monkeypatch, *RUN, "--products", wanted, "--data", data, "--out-dir",
+                      tmp_path / wanted)
+        assert f"products   | forward {wanted}" in capsys.readouterr().out
+        assert ("bf16" in products.seen) == (wanted == "onednn")
+
+
+def test_another_library_is_refused(tmp_path, monkeypatch, capsys):
+    said = refusal(train_gpt2.main, *RUN, "--products", "mkl", "--data", write_shards(
+        tmp_path / "shards"), "--out-dir", tmp_path / "run", monkeypatch=monkeypatch, capsys=capsys)
+    assert "--products" in said and "mkl" in said

@@ -1,4 +1,4 @@
-"""A linear layer's two gradients are products too, and by the same library."""
+"""A linear layer's two gradients are products too, and each by the library chosen for it."""
 
 import pytest
 import torch
@@ -6,10 +6,10 @@ from helpers import lively_gpt, small_gpt
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import common
-import train_gpt2
+from nanogpt.cpu import Product, quicken
 
 MATMUL = torch.backends.mkldnn.matmul
+ONEDNN = {"forward": "onednn", "backward": "onednn"}
 
 
 class Products(TorchDispatchMode):
@@ -23,6 +23,10 @@ class Products(TorchDispatchMode):
         if func.overloadpacket.__name__ in ("mm", "addmm"):
             self.seen.append(MATMUL.fp32_precision)
         return func(*args, **(kwargs or {}))
+
+
+def by_onednn(x, weight, bias=None):
+    return Product.apply(x, weight, bias, ONEDNN)
 
 
 def gradients(linear, *tensors):
@@ -39,7 +43,7 @@ def test_they_are_those_of_autograd(shape, biased):
     """In float64, to the last digits."""
     tensors = [torch.randn(*shape), torch.randn(6, 7), *([torch.randn(6)] if biased else [])]
     tensors = [t.double() for t in tensors]
-    found = gradients(train_gpt2.linear, *tensors)
+    found = gradients(by_onednn, *tensors)
     for a, b in zip(found, gradients(F.linear, *tensors), strict=True):
         assert a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=1e-13)
 
@@ -47,37 +51,44 @@ def test_they_are_those_of_autograd(shape, biased):
 def test_fp32_is_as_exact_as_fp32_is():
     """Sums of up to 512 products of about 1 against float64: fp32 errs by 1e-4, bfloat16 by 0.2."""
     tensors = torch.randn(2, 256, 384), torch.randn(512, 384), torch.randn(512)
-    found = gradients(train_gpt2.linear, *tensors)
+    found = gradients(by_onednn, *tensors)
     for a, b in zip(found, gradients(F.linear, *(t.double() for t in tensors)), strict=True):
         assert (a - b).abs().max() < 5e-4
 
 
-def test_every_product_of_the_backward_pass_is_one_of_them(monkeypatch):
-    """Forward, and twice as many backward, without those of attention."""
-    monkeypatch.setattr(common, "keeps_fp32", lambda: True)
+@pytest.mark.parametrize("forward", ["plain", "onednn"])
+@pytest.mark.parametrize("backward", ["plain", "onednn"])
+def test_every_product_of_a_training_step_is_by_the_one_chosen(forward, backward):
+    """One forward and two backward for each of nine matrices, without those of attention."""
     model, idx = lively_gpt(), torch.randint(257, (2, 16))
+    quicken(model, {"forward": forward, "backward": backward})
+    precision = {"plain": MATMUL.fp32_precision, "onednn": "bf16"}
     with Products() as products:
-        model(idx, idx)[1].backward()
-    assert products.seen == ["bf16"] * 3 * (4 * model.config.n_layer + 1)
+        loss = model(idx, idx)[1]
+    assert products.seen == [precision[forward]] * 9
+    with products:
+        loss.backward()
+    assert products.seen[9:] == [precision[backward]] * 18
 
 
-def test_a_network_with_and_without(monkeypatch):
-    """Logits, loss and gradients by oneDNN and by F.linear alone: 1e-5 of the largest."""
+def test_a_network_with_and_without():
+    """Logits, loss and gradients by oneDNN and by PyTorch's own choice: 1e-5 of the largest."""
     model, idx = small_gpt(n_layer=3, n_embd=128), torch.randint(257, (4, 16))
     found = []
-    for linear in train_gpt2.linear, F.linear:
-        monkeypatch.setattr(train_gpt2, "linear", linear)
+    for _ in range(2):
         model.zero_grad()
         logits, loss = model(idx, idx)
         loss.backward()
         found.append([logits.detach(), loss.detach(), *(p.grad for p in model.parameters())])
+        quicken(model, ONEDNN)
     for a, b in zip(*found, strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
-def test_a_weight_that_stands_still():
-    """What is frozen has no gradient, and the others have theirs."""
+def test_a_weight_that_is_frozen():
+    """It gets no gradient, and the others get theirs."""
     model, idx = lively_gpt(), torch.randint(257, (2, 16))
+    quicken(model, ONEDNN)
     model.transformer.h[0].mlp.c_fc.requires_grad_(False)
     model(idx, idx)[1].backward()
     assert model.transformer.h[0].mlp.c_fc.weight.grad is None
@@ -85,8 +96,10 @@ def test_a_weight_that_stands_still():
     assert model.transformer.h[0].attn.c_attn.weight.grad.abs().sum() > 0
 
 
-def test_autocast_has_its_own():
+def test_autocast_keeps_its_own():
     model, idx = lively_gpt(), torch.randint(257, (2, 16))
-    with torch.autocast("cpu", torch.bfloat16):
+    quicken(model, ONEDNN)
+    with torch.autocast("cpu", torch.bfloat16), Products() as products:
         model(idx, idx)[1].backward()
+    assert "bf16" not in products.seen
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())

@@ -6,10 +6,11 @@ from helpers import lively_gpt
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import train_gpt2
+from nanogpt.cpu import FEW, choose_products, inner, quicken
 
-pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(),
-                                reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"),
+                                reason="this torch has no inner product of oneDNN's")
+FEW_ROWS = {"forward": "plain", "backward": "plain", "few rows": "inner"}
 
 
 class Operations(TorchDispatchMode):
@@ -24,46 +25,51 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def names(x, weight, bias=None):
-    with torch.no_grad(), Operations() as operations:
-        train_gpt2.linear(x, weight, bias)
-    return operations.names
-
-
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("shape", [(768,), (1, 768), (1, 1, 768)])
-def test_it_is_as_exact_as_fp32_is(shape, biased):
+@pytest.mark.parametrize("shape", [(768,), (1, 768), (1, 1, 768), (4, 3, 768)])
+def test_it_is_as_exact_as_float32_is(shape, biased):
     """Against float64; rounded to bfloat16 it would err by 0.2."""
     x, weight = torch.randn(shape), torch.randn(2304, 768)
     bias = torch.randn(2304) if biased else None
-    with torch.no_grad():
-        y = train_gpt2.linear(x, weight, bias)
+    y = inner(x, weight, bias)
     exact = F.linear(x.double(), weight.double(), bias.double() if biased else None)
     assert y.shape == exact.shape and y.layout == torch.strided and (y - exact).abs().max() < 5e-4
 
 
-def test_who_has_it():
-    large, small = torch.randn(1024, 512), torch.randn(128, 128)
-    assert "mkldnn_linear" in names(torch.randn(1, 1, 512), large)
-    assert "mkldnn_linear" not in names(torch.randn(2, 512), large)
-    assert "mkldnn_linear" not in names(torch.randn(1, 128), small)
-    assert "mkldnn_linear" not in names(torch.randn(1, 512).double(), large.double())
-    with torch.autocast("cpu", torch.bfloat16):
-        assert "mkldnn_linear" not in names(torch.randn(1, 512), large)
+def test_rows_with_others_between_them():
+    """The last positions of a batch, as they are cut for sampling."""
+    x, weight = torch.randn(4, 6, 64), torch.randn(96, 64)
+    assert torch.allclose(inner(x[:, -1], weight), x[:, -1] @ weight.t(), atol=1e-4)
 
 
-def test_a_token_with_the_cache_has_it():
-    """From the second token on: each product of the blocks but the small one, and the last."""
-    model = lively_gpt(n_layer=2, n_embd=384)
-    assert model.lm_head.weight.numel() < 2**18 < 384 * 3 * 384 and 384 * 384 < 2**18
+@pytest.mark.parametrize("shape, few", [((1, FEW), True), ((FEW, 1), True), ((FEW, 2), False)])
+def test_which_products_have_it(shape, few):
+    """Those of at most FEW rows, of float32, where no gradient will be asked for."""
+    model, idx = lively_gpt(), torch.zeros(*shape, dtype=torch.long)
+    quicken(model, FEW_ROWS)
+    with torch.no_grad(), Operations() as operations:
+        model(idx)
+    assert operations.names.count("_linear_pointwise") == 9 * few
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Operations() as operations:
+        model(idx)
+    assert "_linear_pointwise" not in operations.names
     with Operations() as operations:
-        model.generate(torch.zeros(1, 4).long(), 3, temperature=0.0)
-    assert operations.names.count("mkldnn_linear") == 2 * 2 * 3
+        model(idx, idx)[1].backward()
+    assert "_linear_pointwise" not in operations.names
+    assert all(p.grad is not None for p in model.parameters())
 
 
-def test_the_text_is_the_same(monkeypatch):
-    model = lively_gpt(n_layer=2, n_embd=384)
-    texts = [model.generate(torch.zeros(1, 4).long(), 12, temperature=0.0)]
-    monkeypatch.setattr(train_gpt2, "one_row", lambda x, weight: False)
-    texts.append(model.generate(torch.zeros(1, 4).long(), 12, temperature=0.0))
+def test_the_text_is_the_same():
+    model, idx = lively_gpt(n_layer=2, n_embd=384), torch.zeros(2, 4).long()
+    texts = [model.generate(idx, 12, temperature=0.0)]
+    quicken(model, FEW_ROWS)
+    with Operations() as operations:
+        texts.append(model.generate(idx, 12, temperature=0.0))
     assert torch.equal(*texts)
+    assert operations.names.count("_linear_pointwise") == 12 * 9
+
+
+def test_what_a_run_may_choose(monkeypatch):
+    monkeypatch.setattr("nanogpt.cpu.keeps_fp32", lambda: True)
+    assert choose_products("plain")["few rows"] == "plain"
+    assert choose_products("onednn")["few rows"] == "inner"

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 @pytest.mark.parametrize("vocab_size, padded", [(50257, 50304), (257, 320), (256, 256)])
 def test_product_is_padded_to_a_multiple_of_64(vocab_size, padded, monkeypatch):
     model, widths = lively_gpt(vocab_size=vocab_size), []
+    model.vocab_multiple = 64
     original = F.linear
 
     def watched(x, weight, bias=None):
@@ -19,6 +20,16 @@ def test_product_is_padded_to_a_multiple_of_64(vocab_size, padded, monkeypatch):
     logits, _ = model(torch.zeros(1, 4, dtype=torch.long))
     assert max(widths) == padded
     assert logits.shape == (1, 4, vocab_size)
+
+
+def test_a_cpu_multiplies_with_the_matrix_as_it_is(monkeypatch):
+    """F.pad would copy it in every step, 154 MB in GPT-2, even with nothing to add."""
+    model, weights = lively_gpt(), []
+    original = F.linear
+    monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: (
+        weights.append(weight), original(x, weight, bias))[1])
+    model(torch.zeros(1, 4, dtype=torch.long))
+    assert weights[-1] is model.lm_head.weight
 
 
 def test_padding_changes_no_logit_loss_or_gradient():
@@ -38,6 +49,7 @@ def test_padding_changes_no_logit_loss_or_gradient():
 def test_padding_is_never_sampled():
     """The padding's logits are 0; with all true ones far below, nothing else could be drawn."""
     model = lively_gpt()
+    model.vocab_multiple = 64
     with torch.no_grad():
         model.transformer.ln_f.weight.zero_()
         model.transformer.ln_f.bias.fill_(1.0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import TINY, start, stream_of, write_data
 
+import train_gpt2
 from common import UserError
 from train_gpt2 import DataLoader, Ranks, check_config, init_ranks, parse_args
 
@@ -34,6 +35,17 @@ def test_slices_are_disjoint():
 def test_one_plain_process_is_rank_0_of_1(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert init_ranks("cpu") == Ranks(torch.device("cpu"), False, 0, 0, 1)
+
+
+@pytest.mark.parametrize("name, number", [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
+def test_a_gpu_is_chosen_by_its_number(name, number, monkeypatch):
+    """As torch.cuda.set_device reads its argument, which refuses a device without a number."""
+    chosen = []
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(train_gpt2, "find_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(
+        torch.cuda._utils._get_device_index(device)))
+    assert init_ranks(name).device.type == "cuda" and chosen == [number]
 
 
 def test_batch_must_divide_by_the_ranks_too():

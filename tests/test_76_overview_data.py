@@ -27,8 +27,8 @@ def test_the_rows_of_a_run(tmp_path):
     assert rows["steps"] == "2 = 0.03 epochs, 2 of warm-up (the run ends in it)"
     assert rows["batch"] == "512 tokens = 8 x 32 x 2 ranks x 1 micro-steps"
     assert rows["folder"] == str(tmp_path / "run")
-    assert list(rows) == ["device", "precision", "network", "vocabulary", "training", "validation",
-                          "HellaSwag", "steps", "batch", "folder"]
+    assert list(rows)[:10] == ["device", "precision", "network", "vocabulary", "training",
+                               "validation", "HellaSwag", "steps", "batch", "folder"]
 
 
 def rows_of(*flags, train=None, val=None, n_examples=0, max_steps=100, grad_accum_steps=2):

@@ -1,11 +1,13 @@
 """One run has a folder: a second one is refused while the first lives, and no longer."""
 
+import gc
 import os
 import signal
 import time
 
 import pytest
-from helpers import ROOT, TINY, _child, context, refusal, start, write_shards
+from filelock import FileLock
+from helpers import ROOT, TINY, _child, context, main_here, refusal, start, write_shards
 
 import train_gpt2
 
@@ -63,3 +65,14 @@ def test_other_folders_are_free(at_work, tmp_path):
     done = start("train_gpt2.py", *RUN, "--data", tmp_path / "shards", "--out-dir",
                  tmp_path / "other", "--max-steps", 1)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_run_that_has_ended_frees_its_folder(tmp_path, monkeypatch):
+    """At once, and not when Python next collects its garbage: torch's optimizers keep frames."""
+    gc.disable()
+    try:
+        main_here(monkeypatch, *TINY, "--max-steps", 1, "--val-tokens", 512, "--sample-tokens", 0,
+                  "--data", write_shards(tmp_path / "shards"), "--out-dir", tmp_path / "run")
+        FileLock(tmp_path / "run" / ".lock").acquire(timeout=0)
+    finally:
+        gc.enable()

@@ -1,8 +1,10 @@
 """The benchmark runs, compares like with like, and leaves the program as it was."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -15,27 +17,33 @@ from helpers import (
     write_jsonl,
     write_parquet,
 )
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import hellaswag
 import train_gpt2
+from build_nanogpt import bench as bench_module
 from build_nanogpt import bench_growth, bench_ladder
-from build_nanogpt.bench import Config, check, main
+from build_nanogpt.bench import Clock, Config, check, main, measure, seconds_of
 from build_nanogpt.bench_serve import packed_flops
-from build_nanogpt.bench_variants import variant, written_out_attention
-from build_nanogpt.bench_train import chosen
+from build_nanogpt.bench_train import Variant, chosen
+from build_nanogpt.bench_variants import as_in_a_run, variant, written_out_attention
 from common import UserError, get_tokenizer, parse
 
 SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--vocab-size", "257", "--B", "2",
          "--T", "32", "--repeats", "3", "--device", "cpu"]
 
 
-def bench(*args, cwd):
+def bench(*args, cwd, **env):
     """In a process of its own, as it is called."""
     return subprocess.run([sys.executable, "-m", "build_nanogpt", *args], cwd=cwd,
-                          env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
+                          env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1", **env},
                           capture_output=True, text=True)
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left_out(monkeypatch):
+    """By chance, on a busy machine; how that is decided has a test of its own."""
+    monkeypatch.setattr(bench_module, "FAR_BEHIND", 1e9)
 
 
 def configured(*args):
@@ -45,7 +53,7 @@ def configured(*args):
 def rows_of(what, *args, folder):
     """The record of a run in this process, the shortest that there is."""
     record = folder / "bench.json"
-    main(configured("--repeats", 1, what, *args, "--json", record))
+    main(configured("--repeats", 1, what, *args, "--json", record))  # prints it too, as a line
     return json.loads(record.read_text())["rows"]
 
 
@@ -60,7 +68,13 @@ def variants_in(rows, said):
 def test_tables_and_record(tmp_path):
     done = bench("bench", *SMALL, "--json", tmp_path / "bench.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    record = json.loads((tmp_path / "bench.json").read_text())
+    rows, left_out = record["rows"], record["left_out"]
+    if left_out:
+        pytest.skip(f"a busy machine: {left_out}")
+    assert json.loads(done.stdout.splitlines()[-1]) == record
+    assert record["machine"] in done.stdout and record["cores"] == os.cpu_count()
+    assert record["torch"] == torch.__version__ and record["taken_away_by"] == {}
     assert [row["variant"] for row in rows] == [
         "written-out attention", "flash attention", "a loop over the parameters", "foreach",
         "fused"]
@@ -73,24 +87,82 @@ def test_tables_and_record(tmp_path):
 def choices_now():
     return {"loss_rows": train_gpt2.GPT.loss_rows, "recompute": train_gpt2.GPT.recompute,
             "flash": train_gpt2.CausalSelfAttention.forward is not written_out_attention,
-            "padded": train_gpt2.GPT.vocab_multiple == 64,
-            "tf32": torch.get_float32_matmul_precision() == "high",
-            "onednn": train_gpt2.linear is not F.linear}
+            "tf32": torch.get_float32_matmul_precision() == "high"}
 
 
 def test_variants_compute_the_same_and_are_taken_back():
     model = lively_gpt().double()
     idx = torch.randint(257, (2, 16))
     before, (_, expected) = choices_now(), model(idx, idx)
-    for choice, value in {"flash": False, "padded": False, "tf32": False, "loss_rows": 8,
-                          "onednn": False,
-                          "recompute": True}.items():
+    for choice, value in {"flash": False, "tf32": True, "loss_rows": 8, "recompute": True}.items():
         with variant(**{choice: value}):
-            standard = {"loss_rows": 0, "recompute": False, "flash": True, "padded": True,
-                        "tf32": True, "onednn": True}
+            standard = {"loss_rows": 0, "recompute": False, "flash": True,
+                        "tf32": torch.cuda.is_available()}
             assert choices_now() == standard | {choice: value}
             torch.testing.assert_close(model(idx, idx)[1], expected, atol=1e-12, rtol=0)
         assert choices_now() == before
+
+
+def test_a_network_is_as_a_run_has_it(monkeypatch):
+    """On a CPU with its libraries, on a GPU padded."""
+    onednn = {"forward": "onednn", "backward": "plain", "few rows": "inner"}
+    monkeypatch.setattr("build_nanogpt.bench_variants.try_products", lambda model, rows: onednn)
+    model = lively_gpt()
+    assert as_in_a_run(model, torch.device("cpu"), 64) == onednn
+    assert model.lm_head.products == onednn and model.vocab_multiple == 1
+    model = lively_gpt()
+    assert set(as_in_a_run(model, torch.device("cpu"), 64, "plain").values()) == {"plain"}
+    assert as_in_a_run(model, torch.device("cuda"), 64) == {} and model.vocab_multiple == 64
+
+
+# -----------------------------------------------------------------------------
+# a benchmark ends
+
+
+def test_what_is_far_behind_is_left_out_by_name(monkeypatch, capsys):
+    monkeypatch.setattr(bench_module, "FAR_BEHIND", 10)
+    clock = Clock(1)
+    seconds = {"a": [1.0], "b": [10.0], "c": [25.0, 26.0], "busy": [30.0, 2.0],
+               "ours": [99.0, 98.0]}
+    pieces = {name: lambda name=name: seconds[name].pop(0) for name in seconds}
+    assert clock.far_behind(pieces) == ["a", "b", "busy", "ours"]
+    assert clock.left_out == {"c": "a small piece took 25 times as long as with 'a'"}
+    assert capsys.readouterr().out == f"left out: c: {clock.left_out['c']}\n"
+
+
+def test_a_small_piece_is_small():
+    """Also of a network for which a whole step would take minutes."""
+    config = check(Config("train", vocab_size=50257, n_layer=48, n_embd=64, n_head=2, T=4096))
+    began = time.perf_counter()
+    assert 0 < Variant(config, "cpu", "ours", {}).piece() < 10
+    assert time.perf_counter() - began < 60
+
+
+def test_seconds_of_a_piece():
+    """The first call allocates; a slow one is called no more than twice."""
+    calls = []
+    device = torch.device("cpu")
+    assert seconds_of(lambda: (calls.append(1), time.sleep(0.6)), device) == pytest.approx(0.6, 0.2)
+    assert len(calls) == 2
+    quick = [0.3, *[0.02] * 40]
+    assert seconds_of(lambda: time.sleep(quick.pop(0)), device) < 0.1 and len(quick) == 10
+
+
+def test_repeats_stop_when_the_time_is_over(capsys):
+    calls, config = [], check(configured("--repeats", 50, "--minutes", 0.01))
+    medians = measure({"a": lambda: (calls.append(1), time.sleep(0.2))}, config,
+                      torch.device("cpu"), Clock(0.01), warm=True)
+    assert 1 <= len(calls) <= 3 and medians["a"] == pytest.approx(200, rel=0.3)
+    assert f"{len(calls)} of 50 repeats: --minutes 0.01 are over" in capsys.readouterr().out
+
+
+def test_points_that_do_not_fit_are_left_out(tmp_path, capsys):
+    rows = rows_of("growth", "--try-T", 16, "--try-vocab-size", "--try-n-layer", 10**6, "--try-B",
+                   folder=tmp_path)
+    assert [row["variant"] for row in rows] == ["T=16"]
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(record["left_out"]) == ["n_layer=1000000"]
+    assert "--minutes 9.0 leave" in record["left_out"]["n_layer=1000000"]
 
 
 @pytest.mark.parametrize("args, words", [
@@ -176,7 +248,7 @@ def test_a_whole_step_beside_the_relatives(tmp_path, capsys):
     assert variants_in(rows, said) == [
         "transformers", "nanoGPT", "nanoGPT, fused AdamW", "build-nanogpt",
         "build-nanogpt, fused AdamW",
-        "ours, products by MKL, memory handed back", "ours, products by MKL", "ours",
+        "ours, plain products, memory handed back", "ours, plain products", "ours",
         "ours, 512 positions' logits at a time", "ours, blocks computed again", "ours, Muon",
         "ours, products in bfloat16"]
     best = min(rows[:5], key=lambda row: row["ms"])
@@ -185,6 +257,7 @@ def test_a_whole_step_beside_the_relatives(tmp_path, capsys):
         assert row["ratio"] == pytest.approx(best["ms"] / row["ms"])
         assert row["tokens_per_second"] == pytest.approx(1000 * 2 * 2 * 32 / row["ms"])
         assert 0 < row["mfu"] < 1 and row["first_call_s"] > 0
+        assert ("products" in row) == (row["variant"] == "ours")
 
 
 def test_chosen_variants():
@@ -305,12 +378,13 @@ def test_growth_tries_one_value_at_a_time():
 def test_growth_without_room():
     config = configured("growth", "--B", 10**13)
     with pytest.raises(UserError, match=f"no room for --B {10**13}: give --try-B without it"):
-        bench_growth.in_fresh_process(check(config), torch.device("cpu"), "B")
+        bench_growth.in_fresh_process(check(config), torch.device("cpu"), "B", 1)
 
 
 @pytest.mark.parametrize("args, words", [
     (["waltz"], "'waltz': choose choices, train, sampling"),
-    (["--B", "0"], "--B 0: give 1 or more"), (["--device", "tpu"], "--device tpu"),
+    (["--B", "0"], "--B 0: give 1 or more"), (["--minutes", "0"], "--minutes 0.0: give more"),
+    (["--minutes", "nan"], "--minutes nan: give more"), (["--device", "tpu"], "--device tpu"),
     (["train", "--relatives", "nowhere"], "--relatives nowhere: no such folder"),
     (["sampling", "--relatives", "."], "neither nanoGPT/model.py nor build-nanogpt/train_gpt2.py"),
     (["hellaswag", "--data", "nowhere"], "no HellaSwag file nowhere"),

@@ -26,6 +26,7 @@ def test_cuda_trains_as_the_cpu_does(tmp_path):
         logs[name] = read_log(tmp_path / name / "log.txt")
         if name == "cuda":
             assert ", compiled" in done.stdout
+            assert "bytes, 257 ids, computed as 320" in done.stdout
     for kind in "train", "val":
         for name in "cuda", "fp16":
             assert logs[name][kind][1] == pytest.approx(logs["cpu"][kind][1], rel=0.02)

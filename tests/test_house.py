@@ -11,7 +11,8 @@ from helpers import ROOT
 
 from train_gpt2 import GPT, PRESETS, GPTConfig
 
-SCRIPTS = ["train_gpt2.py", "fineweb.py", "hellaswag.py", "common.py"]
+SCRIPTS = ["train_gpt2.py", "fineweb.py", "hellaswag.py", "common.py",
+           *(f"nanogpt/{path.name}" for path in sorted((ROOT / "nanogpt").glob("*.py")))]
 
 
 def read(name):

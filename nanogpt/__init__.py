@@ -1,0 +1,1 @@
+"""What the programs at the root share, one job a file."""
