@@ -70,7 +70,7 @@ class Config:
     relatives: str = ""
     """train, sampling, hellaswag: a folder with your clones of nanoGPT and build-nanogpt"""
     only: tuple[str, ...] = ()
-    """train: these variants alone, by their names in the table; each is a process of its own"""
+    """train, sampling, hellaswag: these variants alone, by their names in the table"""
     grad_accum: int = 1
     """train: micro-steps of B sequences a step"""
     compile: Annotated[bool | None, tyro.conf.arg(metavar="| --no-compile")] = None
@@ -142,6 +142,14 @@ class Clock:
                 self.leave_out(name, f"a small piece took {seconds / took[fastest]:.0f} times as "
                                      f"long as with {fastest!r}")
         return [name for name in took if name not in self.left_out]
+
+
+def named(variants, only):
+    """Those of {name: variant} that --only names, all if it names none. Raises UserError."""
+    for name in only:
+        if name not in variants:
+            raise UserError(f"--only {name!r}: choose from {', '.join(map(repr, variants))}")
+    return {name: variant for name, variant in variants.items() if not only or name in only}
 
 
 def seconds_of(action, device):

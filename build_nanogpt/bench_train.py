@@ -6,7 +6,15 @@ from dataclasses import replace
 import torch
 
 import train_gpt2
-from build_nanogpt.bench import PEAK, first_calls, measure_beside, product, report, seconds_of
+from build_nanogpt.bench import (
+    PEAK,
+    first_calls,
+    measure_beside,
+    named,
+    product,
+    report,
+    seconds_of,
+)
 from build_nanogpt.bench_apart import Apart
 from build_nanogpt.bench_relatives import (
     find_relatives,
@@ -108,10 +116,7 @@ def all_variants(relatives, cuda, compiles):
 
 def chosen(variants, only):
     """Those of --only, and always ours as it is. Raises UserError for a name that none has."""
-    for name in only:
-        if name not in variants:
-            raise UserError(f"--only {name!r}: choose from {', '.join(map(repr, variants))}")
-    found = {name: v for name, v in variants.items() if not only or name in only or name == "ours"}
+    found = named(variants, (*only, "ours") if only else ())
     if all(whose == "ours" for whose, _ in found.values()):
         raise UserError("--only without a relative: name one, as 'transformers', to compare with")
     return found

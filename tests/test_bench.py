@@ -294,6 +294,10 @@ def test_hellaswag(tmp_path, capsys):
     names = [f"{name}, {dtype}" for name in names for dtype in ("float32", "bfloat16")]
     assert sorted(variants_in(rows, capsys.readouterr().out)) == sorted(names)
     assert rows[0]["examples/s"] == pytest.approx(4000 / rows[0]["ms"])
+    rows = rows_of("hellaswag", "--data", data, "--T", 128, "--only", names[4], folder=tmp_path)
+    assert [row["variant"] for row in rows] == [names[4], "floor: packed FLOPs, float32"]
+    with pytest.raises(UserError, match="--only 'x': choose from \"build-nanogpt's way"):
+        rows_of("hellaswag", "--data", data, "--T", 128, "--only", "x", folder=tmp_path)
 
 
 def test_the_floor_of_packed_examples():
