@@ -49,5 +49,7 @@ class Apart:
         return result
 
     def end(self):
+        self.pipe.close()  # which ends it, unless it is busy; killed, it would leave semaphores
+        self.process.join(10)
         self.process.kill()
         self.process.join()
