@@ -1,4 +1,4 @@
-"""HellaSwag: of four endings, does the model find the true one likeliest?
+"""HellaSwag: does the model give the true one of four endings the highest probability?
 
 An example is a context and four endings, one of which is what really came next. The model never
 writes anything: each ending is appended to the context and scored by the cross-entropy of its
@@ -34,20 +34,14 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import (
-    UserError,
-    find_device,
-    get_tokenizer,
-    hub_offline,
-    needs_network,
-    parse,
-    run,
-    tokenizer_name,
-)
+from nanogpt.common import UserError, hub_file, hub_offline, needs_network, parse, run
 from nanogpt.cpu import using
+from nanogpt.ranks import find_device
+from nanogpt.tokenizer import get_tokenizer, tokenizer_name
 from nanogpt.trial import try_products
 
 HUB = "Rowan/hellaswag"
+
 
 # -----------------------------------------------------------------------------
 # examples
@@ -56,7 +50,7 @@ HUB = "Rowan/hellaswag"
 def load_examples(source=HUB, limit=None):
     """The examples of the hub's dataset or of a .jsonl file: dicts with ctx, endings, label.
 
-    limit: take the first so many. Raises UserError with the number of a line that cannot be read.
+    limit: read only this many. Raises UserError with the number of a line that cannot be read.
     """
     if str(source) == HUB:
         return download_examples()[:limit]
@@ -70,10 +64,10 @@ def load_examples(source=HUB, limit=None):
             try:
                 examples.append(check_example(json.loads(line)))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UserError(f"{source} line {number} is no HellaSwag example "
-                                f"({type(error).__name__}: {error}): mend or remove it") from None
+                raise UserError(f"{source} line {number} is not a HellaSwag example "
+                                f"({type(error).__name__}: {error}): fix or remove it") from None
     if not examples:
-        raise UserError(f"{source} holds no examples: name a .jsonl file with one a line")
+        raise UserError(f"{source} holds no examples: name a .jsonl file with one per line")
     return examples
 
 
@@ -92,14 +86,12 @@ def check_example(example):
 
 def download_examples():
     """All 10,042 validation examples from the hub, or from its cache."""
-    import huggingface_hub
     import pyarrow.parquet
 
     with needs_network(HUB, "go online once, or name a .jsonl file with its examples"):
         # the hub keeps a parquet copy of every dataset on this branch
-        path = huggingface_hub.hf_hub_download(
-            HUB, "default/validation/0000.parquet", repo_type="dataset",
-            revision="refs/convert/parquet", local_files_only=hub_offline(HUB, "dataset"))
+        path = hub_file(HUB, "default/validation/0000.parquet", repo_type="dataset",
+                        revision="refs/convert/parquet")
         rows = pyarrow.parquet.read_table(path, columns=["ctx", "endings", "label"]).to_pylist()
     return [check_example(row) for row in rows]
 
@@ -119,7 +111,6 @@ def cut_examples(text, n, chars=(64, 32), seed=0):
     for _ in range(n):
         cuts = rng.choice(spaces, size=4, replace=False)
         label = int(rng.integers(4))
-        cuts[[0, label]] = cuts[[label, 0]]  # every cut is as likely to be the true one
         examples.append({
             "ctx": text[cuts[label] - chars[0] : cuts[label]],
             "endings": [text[cut + 1 : cut + chars[1]] for cut in cuts],
@@ -142,7 +133,7 @@ class Encoded:
 
 
 def encode(examples, enc, block_size):
-    """Tokenise once. A row too long for the network loses the beginning of its context.
+    """Tokenize once. A row too long for the network loses the beginning of its context.
 
     enc: a tiktoken.Encoding. block_size: the longest input; rows keep one token more, since the
     last one is only ever a target. Returns a list of Encoded.
@@ -158,13 +149,27 @@ def encode(examples, enc, block_size):
     return encoded
 
 
+def load_run(config, enc, block_size, val):
+    """A training run's examples as tokens: --hellaswag's, [] for "none", and for "heldout" endings
+    cut from `val`, the validation tokens."""
+    if config.hellaswag == "none":
+        return []
+    if config.hellaswag == "heldout":
+        n = min(val.n_tokens, 10**6)  # more than enough for any number of endings
+        text = enc.decode(val.read(0, n).tolist()).replace("<|endoftext|>", "")
+        examples = cut_examples(text, config.hellaswag_limit or 1000, seed=config.seed)
+    else:
+        examples = load_examples(config.hellaswag, config.hellaswag_limit)
+    return encode(examples, enc, block_size)
+
+
 def in_rows(example):
-    """Tokens of an example whose four rows are padded to the longest."""
+    """How many tokens an example takes as four rows, padded to the longest of them."""
     return 4 * max(map(len, example.rows))
 
 
 def batches(encoded, tokens_per_batch=4096, size=in_rows):
-    """Lists of examples of like size: sorted, and as many together as fit when padded.
+    """Lists of examples of similar size: sorted, and as many together as fit when padded.
 
     The batches depend on nothing but the examples, so that every run scores the same ones.
     """
@@ -179,11 +184,11 @@ def batches(encoded, tokens_per_batch=4096, size=in_rows):
 
 
 def pack(example):
-    """The context once, then what predicts the tokens of each ending: a row of (token, its position
-    in the text, part, target). The part is 0 in the context, an ending's number from 1 on after it;
-    the context's last token predicts in every ending, and stands in all four.
+    """An example as a row of (token, position in its own text, part, target): the context once, as
+    part 0, then the endings, as parts 1 to 4. The context's last token predicts the first token of
+    every ending, so it is in all four parts.
 
-    Four rows, in a list, where long endings have cut the context to different lengths; else one.
+    Returns [row], or four rows where long endings have cut the contexts to different lengths.
     """
     rows, contexts = [], [row[:-n] for row, n in zip(example.rows, example.n_ending, strict=True)]
     for part, (row, context) in enumerate(zip(example.rows, contexts, strict=True), start=1):
@@ -195,7 +200,7 @@ def pack(example):
 
 
 def in_packs(example):
-    """Tokens of an example whose packed rows, mostly one, are padded to the longest."""
+    """How many tokens an example takes when packed (into one row, mostly), padding included."""
     rows = pack(example)
     return len(rows) * max(map(len, rows))
 
@@ -232,11 +237,11 @@ def score(model, batch, device):
 
 @torch.no_grad()
 def score_packed(model, batch, device):
-    """As score(), for a model with hidden(idx, pos=, mask=) and lm_head: a context is computed
-    once for its four endings, and logits are made only where an ending's token is predicted."""
+    """Like score(), for a model with hidden(idx, pos=, mask=) and lm_head: each context is computed
+    once for its four endings, and logits only where a token of an ending is predicted."""
     rows = [(i, row) for i, example in enumerate(batch) for row in pack(example)]
     table = torch.zeros(len(rows), max(len(row) for _, row in rows), 4, dtype=torch.long)
-    table[:, :, 2] = -1  # the padding is a part of its own
+    table[:, :, 2] = -1  # padding is a separate part, which no ending sees
     for line, (_, row) in zip(table, rows, strict=True):
         line[: len(row)] = torch.tensor(row)
     idx, pos, part, targets = table.to(device).unbind(dim=2)  # (rows, T) each
@@ -247,7 +252,7 @@ def score_packed(model, batch, device):
 
     ending = part > 0
     first = 4 * torch.tensor([i for i, _ in rows], device=device)[:, None]
-    of = (first + part - 1)[ending]  # which of the batch's endings
+    of = (first + part - 1)[ending]  # 4 * example + ending, for each predicted token
     losses = F.cross_entropy(model.lm_head(x[ending]).float(), targets[ending], reduction="none")
     sums = torch.zeros(4 * len(batch), device=device).index_add_(0, of, losses)
     return sums.cpu().view(-1, 4), (sums / of.bincount()).cpu().view(-1, 4)
@@ -257,11 +262,11 @@ def count_correct(model, encoded, device, ddp_rank=0, ddp_world_size=1, progress
     """How many of this rank's examples the model gets right, and how many there are.
 
     Batches go to the ranks in turn. Returns a float64 tensor (acc, acc_norm, n): add those of
-    all ranks, then divide. stop: an object whose `asked` becomes true when there is no more time.
+    all ranks, then divide. stop: an object; no batch is started once its `asked` is true.
     """
     counts = torch.zeros(3, dtype=torch.float64)
     fast = hasattr(model, "hidden")
-    tokens = 1024 if fast and device.type == "cpu" else 4096  # its caches hold no more
+    tokens = 1024 if fast and device.type == "cpu" else 4096  # 1024 fit into a CPU's caches
     found = batches(encoded, tokens, in_packs if fast else in_rows)
     mine = list(found)[ddp_rank::ddp_world_size]
     for batch in tqdm(mine, desc="HellaSwag", leave=False, disable=None if progress else True):
@@ -276,7 +281,7 @@ def count_correct(model, encoded, device, ddp_rank=0, ddp_world_size=1, progress
 
 
 def standard_error(p, n):
-    """Of a share p seen in n examples: sqrt(p (1 - p) / n)."""
+    """The standard error of a share p of n examples: sqrt(p (1 - p) / n)."""
     return math.sqrt(p * (1 - p) / n)
 
 
@@ -291,9 +296,9 @@ class Config:
     data: str = HUB
     """the hub's dataset, or a .jsonl file with ctx, endings and label on every line"""
     limit: int | None = None
-    """score the first so many examples"""
+    """score only the first N examples; None: all of them"""
     device: str = "auto"
-    """cuda, mps, cpu, or auto for the first of them that is there"""
+    """cuda, mps, cpu, or auto: the first of them that is available"""
 
 
 def load_model(name_or_folder, device):
@@ -314,7 +319,7 @@ def load_model(name_or_folder, device):
         raise UserError(f"{name_or_folder} lacks weights of its config.json, {absent[0]} for one: "
                         "name a folder that holds them all")
     model = model.to(device).eval()
-    if model.config.model_type == "gpt2":  # what score_packed() asks for
+    if model.config.model_type == "gpt2":  # the only kind known to read such a mask correctly
         model.hidden = lambda idx, pos, mask: model.transformer(
             idx, position_ids=pos, attention_mask=mask, use_cache=False).last_hidden_state
     return model

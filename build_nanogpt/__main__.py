@@ -7,11 +7,12 @@ from pathlib import Path
 # the program lies in the repository's root, wherever the command is given
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from common import UserError, parse, run  # noqa: E402
+from build_nanogpt.cli import UserError, parse, run  # noqa: E402
 
 # command -> module with Config and main; imported when called, since bench needs torch
-COMMANDS = {"bench": "bench", "build": "build", "check": "check", "export": "export",
-            "proof": "proof", "release": "release", "steps": "contents"}
+COMMANDS = {"bench": "bench.command", "build": "lecture.build", "check": "check.command",
+            "export": "lecture.export", "proof": "proof.command", "release": "check.release",
+            "steps": "lecture.contents"}
 
 
 def main():

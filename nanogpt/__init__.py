@@ -1,1 +1,1 @@
-"""What the programs at the root share, one job a file."""
+"""What the programs in the root folder share; each file has one job."""

@@ -1,4 +1,4 @@
-"""What only a CPU needs: memory that is kept, and matrix products by the quicker library."""
+"""What only a CPU needs: matrix products by the faster library, and memory that is kept."""
 
 import contextlib
 import ctypes
@@ -9,34 +9,34 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common import UserError
+from nanogpt.common import UserError
 
 LOCK = threading.RLock()
-FEW = 16  # rows; up to here a product waits for its weights to come from memory
+FEW = 16  # up to this many rows, a product waits for its weights to arrive from memory
 
 
 def keep_memory():
-    """Keep the memory that a tensor on the CPU leaves for the next one (Linux with glibc).
+    """Keep the memory of freed tensors on the CPU for the next ones (Linux with glibc).
 
-    By default glibc hands everything above 32 MB back to the system, which clears every 4 kB of it
-    again at the next first touch.
+    By default glibc returns blocks above 32 MB to the system, which must clear every page of 4 kB
+    again when it is next touched.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library or system
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no tensor gets a mapping of its own
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: hand nothing back
+        mallopt(-4, 0)  # M_MMAP_MAX: no tensor gets its own mapping
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: return nothing
 
 
 @contextlib.contextmanager
 def onednn():
-    """Float32 products by oneDNN; outside of this block torch asks MKL.
+    """Inside this block oneDNN multiplies float32 matrices; outside, torch usually asks MKL.
 
-    The setting belongs to the whole process, so one thread at a time has it, and takes it back.
+    The setting is the whole process's, so one thread at a time holds it; the old value comes back.
     """
     matmul = torch.backends.mkldnn.matmul
     with LOCK:
         before = matmul.fp32_precision
-        matmul.fp32_precision = "bf16"  # which lets oneDNN round, and so makes torch ask it
+        matmul.fp32_precision = "bf16"  # lets oneDNN round to bfloat16, so torch calls it
         try:
             yield
         finally:
@@ -45,8 +45,8 @@ def onednn():
 
 @functools.cache
 def keeps_fp32():
-    """Whether oneDNN multiplies float32 exactly here. Where the CPU has units for bfloat16 matrices
-    (AMX) it rounds: quicker still, but other numbers."""
+    """Whether oneDNN, called by onednn(), still computes in float32 on this CPU. It may round to
+    bfloat16 where there are units for that (AMX): faster still, but other numbers."""
     if not hasattr(torch.backends.mkldnn.matmul, "fp32_precision"):
         return False
     x = torch.full((512, 512), 1 + 2**-12, device="cpu")  # rounds to 1
@@ -55,12 +55,12 @@ def keeps_fp32():
 
 
 def using(library):
-    """A context in which products are by "onednn", or "plain": as torch does without being told."""
+    """A context for products by `library`: "onednn", or "plain" for torch's own choice."""
     return onednn() if library == "onednn" else contextlib.nullcontext()
 
 
 class Product(torch.autograd.Function):
-    """F.linear and its two gradients, which are products too, by the libraries chosen."""
+    """F.linear (forward) and the two products of its gradients (backward), each by its library."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, products):
@@ -79,7 +79,7 @@ class Product(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """nn.Linear, whose float32 products are by the libraries that `products` names."""
+    """nn.Linear whose float32 products use the libraries named in `products`."""
 
     def forward(self, x):
         x_is_fp32 = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
@@ -95,20 +95,20 @@ class Linear(nn.Linear):
 
 
 def inner(x, weight, bias=None):
-    """F.linear by oneDNN's inner product: it reads each weight once, as fast as memory allows."""
+    """F.linear by oneDNN's inner product, which reads each weight once, as fast as memory can."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def quicken(net, products):
-    """Have every nn.Linear of a network on the CPU multiply as `products` says, in place."""
+    """Change every nn.Linear of a network on the CPU, in place, to multiply as `products` says."""
     for module in net.modules():
         if type(module) is nn.Linear and set(products.values()) != {"plain"}:
             module.__class__, module.products = Linear, products
 
 
 def choose_products(wanted):
-    """Which library multiplies: {"forward", "backward", "few rows": name}, as wanted, "plain" or
-    "onednn". Raises UserError."""
+    """{"forward", "backward", "few rows": how to multiply}, for "plain" or "onednn". Raises
+    UserError if oneDNN is missing or would round."""
     if wanted == "onednn" and not keeps_fp32():
         raise UserError("--products onednn: on this machine it is missing, or rounds float32 to "
                         "bfloat16, so use --products plain")

@@ -1,22 +1,18 @@
-"""Muon: an update moves a matrix equally far in all of its directions (Jordan et al. 2024)."""
+"""Muon: an update moves a matrix equally far in all directions (Jordan et al. 2024)."""
 
 from collections import defaultdict
 
 import torch
 
-from nanogpt.trial import least_seconds, quickest
-
-# a s + b s^3 + c s^5, five times over, takes singular values s of 0.01 to 1 to 0.7 ... 1.2; its
-# slope at 0, a, is as steep as that allows (kellerjordan.github.io/posts/muon)
+# applied five times, a s + b s^3 + c s^5 brings singular values s between 0.01 and 1 to between 0.7
+# and 1.2; its slope at 0, a, is as steep as that allows (kellerjordan.github.io/posts/muon)
 ROUNDS, (a, b, c) = 5, (3.4445, -4.7750, 2.0315)
-MOST = 2**26  # numbers orthogonalized at once, 256 MB in float32
+MOST = 2**26  # how many numbers to orthogonalize at once: 256 MB in float32
 
 
 def orthogonalize(G):
-    """G (n, rows, columns) -> (n, rows, columns): U V^T for each matrix U S V^T, roughly.
-
-    Five Newton-Schulz rounds, in G's dtype: each is a polynomial that leaves U and V alone.
-    """
+    """About U V^T for each matrix U S V^T of G (n, rows, columns): five Newton-Schulz rounds in
+    G's dtype, each a polynomial that leaves U and V alone."""
     if G.size(1) > G.size(2):
         return orthogonalize(G.mT).mT  # X X^T is smallest with the short side first
     exact = G.device.type == "cpu" and G.dtype != torch.bfloat16  # on a GPU float32 may be TF32
@@ -33,11 +29,9 @@ def orthogonalize(G):
 
 
 def polynomial(A):
-    """Q of which the five rounds would make Q X, from A = X X^T: for wide matrices fewer products.
-
+    """Q, from A = X X^T, such that Q X is what the five rounds make of X: less work if X is wide.
     All factors are polynomials of A, so they commute, and P X has the Gram matrix P A P. Squaring
-    the singular values costs half of the digits: float32 has them to spare, bfloat16 has not.
-    """
+    the singular values costs half of the digits: float32 can spare them, bfloat16 cannot."""
     Q = torch.eye(A.size(1), dtype=A.dtype, device=A.device).expand_as(A)
     for k in range(ROUNDS):
         B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # this round is P = a I + B
@@ -48,26 +42,13 @@ def polynomial(A):
     return Q
 
 
-def quicker_dtype(device):
-    """bfloat16 if `device` multiplies it at least half as fast again as float32, else float32.
-
-    A CPU without instructions for it takes twenty times as long; a GPU's tensor cores, a fifth.
-    """
-    n = 256 if device.type == "cpu" else 2048
-    stacks = {dtype: torch.ones(4, n, n, device=device, dtype=dtype)
-              for dtype in (torch.float32, torch.bfloat16)}
-    return quickest(least_seconds({dtype: lambda X=X: (X @ X)[0, 0, 0].item()  # waits for a GPU
-                                   for dtype, X in stacks.items()}), ahead=1.5)
-
-
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal, for matrices between two layers; all have two dimensions.
+    """Orthogonalized momentum, for weight matrices; every parameter must have two dimensions.
 
-    momentum 0.95 with Nesterov's look ahead: Jordan et al. 2024. weight_decay is decoupled, as
-    AdamW's. An update's root mean square is 0.2 lr, which is typical of AdamW's, so that one
-    learning rate serves both (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
-    dtype: of the five rounds.
-    """
+    momentum 0.95 with Nesterov's look ahead: Jordan et al. 2024. weight_decay is decoupled, as in
+    AdamW. An update's root mean square is 0.2 lr, which is typical of AdamW, so that one learning
+    rate serves both (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2). dtype:
+    that of the five rounds."""
 
     def __init__(self, params, lr, weight_decay=0.1, momentum=0.95, dtype=torch.float32):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
@@ -88,13 +69,32 @@ class Muon(torch.optim.Optimizer):
                     self.move(same[i : i + n], group)
 
     def move(self, params, group):
-        """Update matrices of one shape, all at once."""
-        lr, weight_decay, momentum = (group[name] for name in ("lr", "weight_decay", "momentum"))
+        """Update matrices of the same shape, all at once."""
         ahead = torch.empty(len(params), *params[0].shape, device=params[0].device)
         for p, G in zip(params, ahead, strict=True):
-            average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-            torch.lerp(p.grad, average, momentum, out=G)
+            average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+            torch.lerp(p.grad, average, group["momentum"], out=G)
         # min(p.shape) singular values near 1 make a root mean square of 1 / sqrt(max(p.shape))
-        scale = 0.2 * max(params[0].shape) ** 0.5
+        size = group["lr"] * (0.2 * max(params[0].shape) ** 0.5)
         for p, direction in zip(params, orthogonalize(ahead.to(self.dtype)), strict=True):
-            p.mul_(1 - lr * weight_decay).add_(direction, alpha=-lr * scale)
+            p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-size)
+
+
+class MuonAdamW:
+    """Muon and AdamW behind a single optimizer interface, with one `state` for all parameters."""
+
+    def __init__(self, muon, adamw):
+        self.parts, self.state = (muon, adamw), muon.state
+        adamw.state = self.state
+
+    @property
+    def param_groups(self):
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self):
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none=True):
+        for part in self.parts:
+            part.zero_grad(set_to_none)

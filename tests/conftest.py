@@ -21,7 +21,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def signals():
-    """A run in this process that ends with an error does not keep the signals."""
+    """Restore signal handlers that a failed run in this process left behind."""
     names = [name for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
     before = {name: signal.getsignal(getattr(signal, name)) for name in names}
     yield

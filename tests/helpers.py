@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import gc
 import io
 import json
 import multiprocessing
@@ -24,13 +23,17 @@ import pytest
 import torch
 import tqdm
 
-import common
 import train_gpt2
+from nanogpt.common import digest, run
+from nanogpt.ranks import Ranks
+from nanogpt.shards import Shard, TokenStream, python_manual
+from nanogpt.sources import find_source
+from nanogpt.tokenizer import get_tokenizer
 
 # no thread beside this one to watch the bars: a process with threads is not forked by start()
 tqdm.tqdm.monitor_interval = 0
 ROOT = Path(__file__).resolve().parent.parent
-CPU = train_gpt2.Ranks(torch.device("cpu"))
+CPU = Ranks(torch.device("cpu"))
 
 
 def small_gpt(seed=0, block_size=16, vocab_size=257, n_layer=2, n_head=2, n_embd=32):
@@ -61,21 +64,29 @@ def first_batch(tokens, B, T):
 def stream_of(tokens, vocab_size=257, seed=None, parts=1):
     """A TokenStream over tokens in memory, cut into `parts` shards."""
     arrays = np.array_split(np.asarray(tokens, dtype=np.uint16), parts)
-    shards = [train_gpt2.Shard(f"part {i}", len(a), lambda a=a: a) for i, a in enumerate(arrays)]
-    return train_gpt2.TokenStream(shards, vocab_size, seed)
+    shards = [Shard(f"part {i}", len(a), lambda a=a: a) for i, a in enumerate(arrays)]
+    return TokenStream(shards, vocab_size, seed)
 
 
 def learn_by_heart(model, tokens, B, T, updates, lr):
-    """The losses of updates on the one batch that `tokens` make, B T of them."""
+    """The losses of `updates` updates on a single batch, made of B T `tokens`."""
     loader = train_gpt2.DataLoader(stream_of(tokens), B, T)
     optimizer = train_gpt2.configure_optimizer(model, 0.0, lr)
     return [update(model, loader, optimizer, lr)[0] for _ in range(updates)]
 
 
+def training(model, loader=None, steps=1, optimizer=None, scaler=None, ranks=CPU, **more):
+    """A Training of `model`, on the CPU by default, with `steps` micro-steps."""
+    optimizer = optimizer or train_gpt2.configure_optimizer(model, 0.1, 1e-3)
+    net = getattr(model, "module", model)  # DDP's
+    return train_gpt2.Training(net, model, optimizer, scaler or no_scaler(), loader, steps, ranks,
+                               **more)
+
+
 def update(model, loader, optimizer, lr, steps=1, dtype=torch.float32, scaler=None):
     """One train_step of the program on the CPU, of `steps` micro-steps."""
-    return train_gpt2.train_step(model, loader, optimizer, scaler or no_scaler(), lr, steps, CPU,
-                                 dtype)
+    ranks = Ranks(torch.device("cpu"), dtype=dtype)
+    return train_gpt2.train_step(training(model, loader, steps, optimizer, scaler, ranks), lr)
 
 
 def text_tokens(n, seed=0):
@@ -114,21 +125,22 @@ def sign_shards(folder):
     """Put the checksums of a folder's shards into its manifest, as fineweb.py does."""
     manifest = json.loads((folder / "manifest.json").read_text())
     for shard in manifest["shards"]:
-        shard["sha256"] = common.digest(folder / shard["file"])[1]
+        shard["sha256"] = digest(folder / shard["file"])[1]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
-def load_streams(folder, *flags, shuffle=False):
+def load_streams(folder, *flags, shuffle=False, **more):
     """The two TokenStreams of a run on `folder`, of bytes and of 8 tokens a step."""
     small = ["--vocab-size", "257", "--B", "1", "--T", "8", "--total-batch-size", "8"]
     small.append("--shuffle" if shuffle else "--no-shuffle")
-    return train_gpt2.load_data(train_gpt2.parse_args(["--data", str(folder), *small, *flags]))
+    config = train_gpt2.parse_args(["--data", str(folder), *small, *flags])
+    return train_gpt2.load_data(config, **more)
 
 
 def manual_documents(T=10**6):
     """The documents of Python's manual for rows of T tokens: two lists of text, train and val."""
-    splits = train_gpt2.python_manual(T)
+    splits = python_manual(T)
     documents = []
     for [shard] in splits:
         tokens = shard.open()
@@ -143,7 +155,7 @@ READING = """
 import re, sys
 path, seed, step, root = sys.argv[1:]
 sys.path.insert(0, root)
-import train_gpt2
+from nanogpt.shards import TokenStream, open_shard
 
 def peak():
     with open("/proc/self/status") as status:
@@ -152,7 +164,7 @@ def peak():
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
 before = peak()
 seed = None if seed == "None" else int(seed)
-stream = train_gpt2.TokenStream([train_gpt2.open_shard(path)], 50257, seed)
+stream = TokenStream([open_shard(path)], 50257, seed)
 for position in range(0, stream.n_tokens, int(step)):
     stream.read(position, 64 * 1024 + 1)
 print(peak() - before)
@@ -178,6 +190,7 @@ TINY = [
     "--max-lr", "3e-3",
     "--min-lr", "3e-4", "--warmup-steps", "2",
     "--weight-decay", "0.1",
+    "--no-shuffle",
     "--prompt", "Hello, I'm a language model,", "--sample-tokens", "8", "--temperature", "1.0",
     "--hellaswag", "none",
 ]
@@ -203,11 +216,9 @@ def refusal(main, *args, monkeypatch, capsys):
     """main() is refused with one line and status 2, in this process, for speed. The line."""
     monkeypatch.setattr(sys, "argv", ["program", *map(str, args)])
     with pytest.raises(SystemExit) as stop:
-        common.run(main)
-    said, code = capsys.readouterr().err, stop.value.code
-    del stop  # with it go main()'s names, a lock among them,
-    gc.collect()  # held in a circle where the error came from another thread
-    assert code == 2, said
+        run(main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2, said
     assert said.startswith("error: ") and said.count("\n") == 1, said
     return said
 
@@ -225,7 +236,7 @@ def bytes_encoded(examples, block_size=64):
     """Examples as hellaswag.py's byte tokens."""
     import hellaswag
 
-    return hellaswag.encode(examples, common.get_tokenizer("bytes"), block_size)
+    return hellaswag.encode(examples, get_tokenizer("bytes"), block_size)
 
 
 def one_row_at_a_time(model, example, block_size=64):
@@ -254,7 +265,7 @@ def count_by_hand(model, examples):
 
 
 def main_here(monkeypatch, *args):
-    """train_gpt2.py in this process, where a test can put a clock of its own into it."""
+    """Run train_gpt2.py in this process, where a test can replace its clock."""
     monkeypatch.setattr(sys, "argv", ["train_gpt2.py", *map(str, args)])
     precision = torch.get_float32_matmul_precision()
     try:
@@ -274,7 +285,7 @@ def context():
     if "forkserver" not in methods:
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
-    # torch._dynamo is what every optimizer imports: two seconds
+    # every optimizer imports torch._dynamo, which takes two seconds
     server.set_forkserver_preload(["torch._dynamo", "numpy", "tiktoken", "tyro", "tqdm",
                                    "matplotlib.backends.backend_agg", "matplotlib.figure"])
     return server
@@ -302,7 +313,7 @@ def start(script, *args, ranks=None, env=None, timeout=300):
         port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         environments = [environments[0] | port | dict(RANK=str(r), LOCAL_RANK=str(r),
                                                       WORLD_SIZE=str(ranks)) for r in range(ranks)]
-    if "train" in str(script):  # what every run imports, seconds of it: once, before forking
+    if "train" in str(script):  # slow imports that every run needs: once, before forking
         import torch._dynamo  # noqa: F401 (its optimizer does)
         import matplotlib.backends.backend_agg  # noqa: F401
         import matplotlib.figure  # noqa: F401
@@ -335,14 +346,15 @@ def free_port():
             return port
 
 
-def together(function, world, *args):
-    """function(rank, world, *args) in `world` processes at once."""
-    processes = [context().Process(target=function, args=(rank, world, *args))
+def together(function, world, *args, timeout=300):
+    """function(rank, world, *args) in `world` processes at once, all of which must end well, and
+    in `timeout` seconds: one that has not ends with this process."""
+    processes = [context().Process(target=function, args=(rank, world, *args), daemon=True)
                  for rank in range(world)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join()
+        process.join(timeout)
     assert [process.exitcode for process in processes] == [0] * world
 
 
@@ -370,7 +382,6 @@ def fineweb(source, out, *args, tokenizer="bytes"):
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    import common
     import fineweb as program
 
     flags = ["--source", source]
@@ -384,7 +395,7 @@ def fineweb(source, out, *args, tokenizer="bytes"):
           contextlib.redirect_stderr(said[1]),
           patch.object(program, "ProcessPoolExecutor", lambda n, context: ThreadPoolExecutor(n))):
         try:
-            common.run(program.main)
+            run(program.main)
         except SystemExit as stop:
             code = stop.code
     texts = []
@@ -424,14 +435,14 @@ def windows_of(folder):
     """fineweb.py's lists of row groups, in the order of the folder's files."""
     import fineweb as program
 
-    return list(program.windows(program.Config(), program.find_source(str(folder))))
+    return list(program.windows(program.Config(), find_source(str(folder))))
 
 
 def texts_of(folder):
     """The documents of a folder as fineweb.py reads them."""
     import fineweb as program
 
-    source = program.find_source(str(folder))
+    source = find_source(str(folder))
     groups = [program.tokenise(source.path(file), group, "bytes")
               for [(file, group)] in windows_of(folder)]
     documents = [part for tokens, lengths in groups
@@ -441,9 +452,8 @@ def texts_of(folder):
 
 def expected_tokens(documents, tokenizer="bytes"):
     """An end-of-text before every document, by the tokenizer itself."""
-    import common
 
-    enc = common.get_tokenizer(tokenizer)
+    enc = get_tokenizer(tokenizer)
     return [id for text in documents for id in (enc.eot_token, *enc.encode_ordinary(text))]
 
 
@@ -455,7 +465,7 @@ def stream_from(folder, tokenizer="bytes"):
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(2) as pool:
-        parts = list(program.tokenised(config, program.find_source(str(folder)), pool))
+        parts = list(program.tokenised(config, find_source(str(folder)), pool))
     return np.concatenate([tokens for _, tokens in parts])
 
 
@@ -471,7 +481,7 @@ def contents(folder):
 
 
 def stopped(n, source, out, *args):
-    """fineweb(...) that ends in an error when it has written `n` shards."""
+    """Run fineweb(...) and let it fail once it has written `n` shards."""
     import fineweb as program
 
     write_shard = program.write_shard
@@ -488,7 +498,7 @@ def stopped(n, source, out, *args):
 
 
 def killed(source, out, *args):
-    """fineweb.py in a process of its own, killed when it has written three shards of many."""
+    """Run fineweb.py in a separate process and kill it after three shards of many."""
     process = subprocess.Popen(
         [sys.executable, ROOT / "fineweb.py", "--source", source, "--out", out, "--tokenizer",
          "bytes", "--workers", "1", *map(str, args)],

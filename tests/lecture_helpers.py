@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from build_nanogpt.git import Scratch, diff_patch, empty_tree
+from build_nanogpt.lecture.git import Scratch, diff_patch, empty_tree
 
 PROGRAMS = [
     '"""Adds."""\n',
@@ -61,12 +61,14 @@ def write_tree(scratch, files):
     return scratch.line("write-tree")
 
 
-def write_steps(root, trees, slugs=("start", "add", "output", "twice", "more")):
+def write_steps(root, trees, slugs=("start", "add", "output", "twice", "more"),
+                version="Lecture 1.0.0, 2026-01-02."):
     """Write root/steps/ for the trees; the files of an earlier call are gone."""
     folder = Path(root) / "steps"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
+    (folder / "README.md").write_bytes(f"# Syllabus\n\n{version}\n".encode())
     with Scratch() as scratch:
         before = empty_tree(scratch)
         for i, files in enumerate(trees):

@@ -9,7 +9,8 @@ import sys
 import pytest
 from helpers import ROOT, start
 
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+SCRIPTS = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
+           for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("nanogpt/*.py")])}
 
 WATCHED_IMPORT = """
 import os, socket, sys
@@ -25,7 +26,7 @@ if "torch" in sys.modules:
 
 
 def test_the_program_is_there_and_runs():
-    assert {"common", "train_gpt2"} <= set(SCRIPTS)
+    assert {"nanogpt.common", "train_gpt2"} <= set(SCRIPTS)
     assert start("train_gpt2.py", "--help").returncode in (0, 2)
 
 
@@ -44,13 +45,13 @@ def test_import_is_silent(name, tmp_path):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_program_stands_alone(name):
     """The program never leans on the tools around the lecture."""
-    assert "build_nanogpt" not in (ROOT / f"{name}.py").read_text(encoding="utf-8")
+    assert "build_nanogpt" not in SCRIPTS[name].read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_text_is_opened_with_an_encoding(name):
     """A Windows machine with another code page would read it wrong."""
-    for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(SCRIPTS[name].read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call):
             continue
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(

@@ -9,8 +9,9 @@ from helpers import small_gpt
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
-from common import UserError
-from train_gpt2 import GPT, TRANSPOSED
+from nanogpt.common import UserError
+from train_gpt2 import GPT
+from nanogpt.weights import TRANSPOSED
 
 
 def test_every_tensor_is_equal(hf_folder):
@@ -39,7 +40,7 @@ def test_other_names_are_refused(hf_folder):
     state = GPT2LMHeadModel.from_pretrained(hf_folder).state_dict()
     state["transformer.h.0.attn.rotary"] = torch.zeros(1)
     ours = small_gpt(block_size=64, vocab_size=50257, n_layer=3, n_head=4, n_embd=64)
-    with pytest.raises(UserError, match="rotary"):
+    with pytest.raises(UserError, match="holds transformer.h.0.attn.rotary, which GPT-2"):
         ours.load_transformers_state(state)
 
 

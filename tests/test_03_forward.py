@@ -5,7 +5,7 @@ import torch
 from helpers import lively_gpt
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from common import UserError
+from nanogpt.common import UserError
 from train_gpt2 import GPT
 
 

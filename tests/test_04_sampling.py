@@ -9,7 +9,8 @@ import torch
 from helpers import ROOT, lively_gpt
 from torch.nn import functional as F
 
-from common import UserError, get_tokenizer, tokenizer_name
+from nanogpt.common import UserError
+from nanogpt.tokenizer import get_tokenizer, tokenizer_name
 
 
 def generator(seed):
@@ -75,7 +76,8 @@ def test_tokenizers_go_there_and_back():
 
 
 def test_gpt2s_vocabulary_without_network(tmp_path):
-    code = "from common import get_tokenizer, run; run(lambda: get_tokenizer('gpt2'))"
+    code = ("from nanogpt.common import run; from nanogpt.tokenizer import get_tokenizer; "
+            "run(lambda: get_tokenizer('gpt2'))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
                           env={**os.environ, "TIKTOKEN_CACHE_DIR": str(tmp_path),
                                "HTTPS_PROXY": "http://127.0.0.1:9"})

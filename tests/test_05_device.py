@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from common import UserError, find_device
+from nanogpt.common import UserError
+from nanogpt.ranks import find_device
 
 
 def test_auto_prefers_cuda_then_mps(monkeypatch):

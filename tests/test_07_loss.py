@@ -11,8 +11,8 @@ def test_loss_at_the_start_is_that_of_guessing():
     model = small_gpt(n_embd=64)
     idx = torch.randint(257, (8, 16))
     _, loss = model(idx, torch.randint(257, (8, 16)))
-    # logits at the start are small, not zero: half their variance comes on top. With PyTorch's
-    # own initialisation that is 1/6, lm_head's weights being uniform within 1 / sqrt(n_embd)
+    # the first logits are small but not zero, which adds half their variance: 1/6 with PyTorch's
+    # own initialization, where lm_head's weights are uniform within 1 / sqrt(n_embd)
     assert abs(loss.item() - math.log(257) - 1 / 6) < 0.2
 
 

@@ -8,7 +8,7 @@ from train_gpt2 import DataLoader
 
 def test_batches_follow_each_other_and_wrap():
     """The next batch begins where the last one ended; the end is followed by the beginning."""
-    n = 103  # no multiple of anything
+    n = 103  # a prime
     loader = DataLoader(stream_of(range(n)), B=2, T=4)
     taken = []
     for _ in range(30):  # over two epochs

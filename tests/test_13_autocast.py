@@ -4,7 +4,8 @@ import pytest
 import torch
 from helpers import lively_gpt, no_scaler, stream_of, text_tokens, update
 
-from train_gpt2 import DataLoader, autocast, choose_dtype
+from train_gpt2 import DataLoader
+from nanogpt.ranks import autocast, choose_dtype
 
 CPU_DEVICE, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from helpers import CPU, lively_gpt, no_scaler, stream_of, text_tokens
+from helpers import lively_gpt, stream_of, text_tokens, training
 
-from common import UserError, run
+from nanogpt.common import UserError, run
 from train_gpt2 import DataLoader, accumulate_gradients, check_config, parse_args
 
 
@@ -17,7 +17,7 @@ def gradient(B, steps, double=True):
     if double:
         model = model.double()
     loader = DataLoader(stream_of(text_tokens(5000)), B, 16)
-    loss = accumulate_gradients(model, loader, steps, CPU, torch.float32, no_scaler())
+    loss = accumulate_gradients(training(model, loader, steps))
     return loss, torch.cat([p.grad.flatten() for p in model.parameters()]), loader.position
 
 
@@ -42,7 +42,7 @@ def test_loss_scale_is_taken_out_again():
     model = lively_gpt()
     loader = DataLoader(stream_of(text_tokens(5000)), 2, 16)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    accumulate_gradients(model, loader, 4, CPU, torch.float32, scaler)
+    accumulate_gradients(training(model, loader, 4, scaler=scaler))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     scaler.unscale_(optimizer)
     grad = torch.cat([p.grad.flatten() for p in model.parameters()])

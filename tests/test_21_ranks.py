@@ -4,9 +4,9 @@ import pytest
 import torch
 from helpers import TINY, start, stream_of, write_data
 
-import train_gpt2
-from common import UserError
-from train_gpt2 import DataLoader, Ranks, check_config, init_ranks, parse_args
+from nanogpt.common import UserError
+from train_gpt2 import DataLoader, check_config, parse_args
+from nanogpt.ranks import Ranks, init_ranks
 
 
 @pytest.mark.parametrize("world, B", [(2, 4), (4, 2), (8, 1), (2, 2), (1, 2)])
@@ -42,7 +42,7 @@ def test_a_gpu_is_chosen_by_its_number(name, number, monkeypatch):
     """As torch.cuda.set_device reads its argument, which refuses a device without a number."""
     chosen = []
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setattr(train_gpt2, "find_device", torch.device)
+    monkeypatch.setattr("nanogpt.ranks.find_device", torch.device)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(
         torch.cuda._utils._get_device_index(device)))
     assert init_ranks(name).device.type == "cuda" and chosen == [number]

@@ -8,46 +8,45 @@ from unittest.mock import patch
 import pytest
 import torch
 from helpers import (
-    CPU,
     TINY,
     free_port,
     lively_gpt,
-    no_scaler,
     start,
     stream_of,
     text_tokens,
     together,
+    training,
     write_data,
 )
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from train_gpt2 import (
-    DataLoader,
-    Ranks,
-    accumulate_gradients,
-    init_ranks,
-    one_rank_first,
-    sum_over_ranks,
-)
+from nanogpt.common import UserError
+from nanogpt.ranks import Ranks, init_ranks, one_rank_first, sum_over_ranks
+from train_gpt2 import DataLoader, accumulate_gradients
 
 
 def flat_gradient(model):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def one_rank(rank, world, port, folder):
-    """What torchrun starts: joins the others, makes one gradient of 4 micro-steps, writes it."""
+def join(rank, world, port):
+    """The Ranks of a process as torchrun starts it, when all have joined."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
-    ranks = init_ranks("cpu")
+    return init_ranks("cpu")
+
+
+def one_rank(rank, world, port, folder):
+    """What torchrun starts: joins the others, makes one gradient of 4 micro-steps, writes it."""
+    ranks = join(rank, world, port)
     raw_model = lively_gpt()
     model = DDP(raw_model)
     loader = DataLoader(stream_of(text_tokens(5000)), 2, 16, rank, world)
     local = copy.deepcopy(raw_model)  # what this rank alone would get, to show they differ
-    loss = accumulate_gradients(model, loader, 4, ranks, torch.float32, no_scaler())
+    loss = accumulate_gradients(training(model, loader, 4, ranks=ranks))
     loader.position = 0
-    accumulate_gradients(local, loader, 4, Ranks(torch.device("cpu")), torch.float32, no_scaler())
+    accumulate_gradients(training(local, loader, 4))
     torch.save({"loss": loss, "grad": flat_gradient(raw_model), "local": flat_gradient(local),
                 "world": sum_over_ranks(torch.ones(1), ranks)}, f"{folder}/{rank}.pt")
     # in this order, or torch may wait for gloo's threads, and these for Python's lock, for ever
@@ -58,9 +57,7 @@ def one_rank(rank, world, port, folder):
 
 def take_turns(rank, world, port, folder):
     """Rank 0 is slow; the others must find its file, and write theirs after it."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
-    ranks = init_ranks("cpu")
+    ranks = join(rank, world, port)
     path = Path(folder) / "downloaded"
     with one_rank_first(ranks):
         if not path.exists():  # what a download into a cache does
@@ -76,13 +73,35 @@ def test_one_rank_downloads_and_the_others_wait(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["by 0", "downloaded"]
 
 
+def fail_first(rank, world, port, folder):
+    """Rank 0 fails in the block, and lives on until the other has ended: nothing but what it tells
+    it can end its waiting."""
+    ranks, said = join(rank, world, port), Path(folder) / f"said by {rank}"
+    try:
+        with one_rank_first(ranks):
+            (Path(folder) / f"begun by {rank}").touch()
+            raise UserError("no network")
+    except UserError as error:
+        said.write_text(str(error))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_nobody_waits_for_a_rank_that_failed(tmp_path):
+    """Each ends with an error of its own, within seconds; the other does not try the same again."""
+    together(fail_first, 2, free_port(), str(tmp_path), timeout=30)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "begun by 0": "", "said by 0": "no network",
+        "said by 1": "another process of this run has ended: its own line says why"}
+
+
 def test_two_processes_and_four_micro_steps_equal_one_process(tmp_path):
     together(one_rank, 2, free_port(), str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
 
     model = lively_gpt()
     loader = DataLoader(stream_of(text_tokens(5000)), 16, 16)
-    loss = accumulate_gradients(model, loader, 1, CPU, torch.float32, no_scaler())
+    loss = accumulate_gradients(training(model, loader))
     expected = flat_gradient(model)
     assert first["world"] == 2
     assert torch.equal(first["grad"], second["grad"]), "the ranks went apart"
@@ -108,8 +127,8 @@ def test_gradients_are_synchronised_once_and_it_is_said_before_the_forward_pass(
 
     loader = DataLoader(stream_of(text_tokens(5000)), 2, 16)
     with patch("torch.distributed.all_reduce"):
-        accumulate_gradients(Watched(), loader, 4, Ranks(torch.device("cpu"), ddp=True),
-                             torch.float32, no_scaler())
+        accumulate_gradients(training(Watched(), loader, 4,
+                                      ranks=Ranks(torch.device("cpu"), ddp=True)))
     assert said == [False, False, False, True]
 
 

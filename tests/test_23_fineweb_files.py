@@ -4,7 +4,7 @@ from pathlib import Path
 
 from helpers import fineweb, refused
 
-from fineweb import find_source
+from nanogpt.sources import find_source
 
 
 def write_files(folder):

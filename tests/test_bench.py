@@ -4,30 +4,31 @@ import json
 import os
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import (
-    ROOT,
-    four_endings,
-    gpt2_vocabulary_missing,
-    lively_gpt,
-    make_documents,
-    write_jsonl,
+    ROOT, four_endings, gpt2_vocabulary_missing, lively_gpt, make_documents, write_jsonl,
     write_parquet,
 )
 from torch.utils.flop_counter import FlopCounterMode
 
 import hellaswag
 import train_gpt2
-from build_nanogpt import bench as bench_module
-from build_nanogpt import bench_growth, bench_ladder
-from build_nanogpt.bench import Clock, Config, check, main, measure, seconds_of
-from build_nanogpt.bench_serve import packed_flops
-from build_nanogpt.bench_train import Variant, chosen
-from build_nanogpt.bench_variants import as_in_a_run, variant, written_out_attention
-from common import UserError, get_tokenizer, parse
+from build_nanogpt.bench import growth, ladder
+from build_nanogpt.bench import measure as measuring
+from build_nanogpt.bench.apart import Apart
+from build_nanogpt.bench.command import Config, check, main
+from build_nanogpt.bench.errors import program_errors
+from build_nanogpt.bench.measure import Clock, measure, seconds_of
+from build_nanogpt.bench.serve import packed_flops
+from build_nanogpt.bench.train import Variant, chosen
+from build_nanogpt.bench.variants import as_in_a_run, variant, written_out_attention
+from build_nanogpt.cli import UserError, parse
+from nanogpt import common
+from nanogpt.report import flops_per_token
+from nanogpt.tokenizer import get_tokenizer
 
 SMALL = ["--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--vocab-size", "257", "--B", "2",
          "--T", "32", "--repeats", "3", "--device", "cpu"]
@@ -43,7 +44,7 @@ def bench(*args, cwd, **env):
 @pytest.fixture(autouse=True)
 def nobody_is_left_out(monkeypatch):
     """By chance, on a busy machine; how that is decided has a test of its own."""
-    monkeypatch.setattr(bench_module, "FAR_BEHIND", 1e9)
+    monkeypatch.setattr(measuring, "FAR_BEHIND", 1e9)
 
 
 def configured(*args):
@@ -106,7 +107,7 @@ def test_variants_compute_the_same_and_are_taken_back():
 def test_a_network_is_as_a_run_has_it(monkeypatch):
     """On a CPU with its libraries, on a GPU padded."""
     onednn = {"forward": "onednn", "backward": "plain", "few rows": "inner"}
-    monkeypatch.setattr("build_nanogpt.bench_variants.try_products", lambda model, rows: onednn)
+    monkeypatch.setattr("build_nanogpt.bench.variants.try_products", lambda model, rows: onednn)
     model = lively_gpt()
     assert as_in_a_run(model, torch.device("cpu"), 64) == onednn
     assert model.lm_head.products == onednn and model.vocab_multiple == 1
@@ -115,12 +116,22 @@ def test_a_network_is_as_a_run_has_it(monkeypatch):
     assert as_in_a_run(model, torch.device("cuda"), 64) == {} and model.vocab_multiple == 64
 
 
+@pytest.mark.parametrize("error, kind, words", [
+    (common.UserError("give more"), UserError, "^give more$"),
+    (torch.OutOfMemoryError("CUDA out of memory"), UserError, "choose smaller sizes"),
+    (RuntimeError("shapes differ"), RuntimeError, "^shapes differ$")])
+def test_the_programs_errors(error, kind, words):
+    """What leaves a command is the tools' UserError, or a fault with its traceback."""
+    with pytest.raises(kind, match=words), program_errors():
+        raise error
+
+
 # -----------------------------------------------------------------------------
 # a benchmark ends
 
 
 def test_what_is_far_behind_is_left_out_by_name(monkeypatch, capsys):
-    monkeypatch.setattr(bench_module, "FAR_BEHIND", 10)
+    monkeypatch.setattr(measuring, "FAR_BEHIND", 10)
     clock = Clock(1)
     seconds = {"a": [1.0], "b": [10.0], "c": [25.0, 26.0], "busy": [30.0, 2.0],
                "ours": [99.0, 98.0]}
@@ -133,27 +144,43 @@ def test_what_is_far_behind_is_left_out_by_name(monkeypatch, capsys):
 def test_a_small_piece_is_small():
     """Also of a network for which a whole step would take minutes."""
     config = check(Config("train", vocab_size=50257, n_layer=48, n_embd=64, n_head=2, T=4096))
-    began = time.perf_counter()
     assert 0 < Variant(config, "cpu", "ours", {}).piece() < 10
-    assert time.perf_counter() - began < 60
 
 
-def test_seconds_of_a_piece():
-    """The first call allocates; a slow one is called no more than twice."""
-    calls = []
-    device = torch.device("cpu")
-    assert seconds_of(lambda: (calls.append(1), time.sleep(0.6)), device) == pytest.approx(0.6, 0.2)
-    assert len(calls) == 2
-    quick = [0.3, *[0.02] * 40]
-    assert seconds_of(lambda: time.sleep(quick.pop(0)), device) < 0.1 and len(quick) == 10
+class Time:
+    """A clock that moves when something is said to take time."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def spend(self, seconds):
+        self.now += seconds
 
 
-def test_repeats_stop_when_the_time_is_over(capsys):
+@pytest.fixture
+def time(monkeypatch):
+    monkeypatch.setattr(measuring, "time", Time())
+    return measuring.time
+
+
+@pytest.mark.parametrize("first, later, calls", [
+    (0.3, 0.0625, 13), (0.3, 0.015625, 31), (0.6, 0.6, 2), (2.5, 0.1, 1)])
+def test_seconds_of_a_piece(first, later, calls, time):
+    """The least after the first call, which allocates: a second of calls, thirty, or one."""
+    seconds = [first, *[later] * 40]
+    found = seconds_of(lambda: time.spend(seconds.pop(0)), torch.device("cpu"))
+    assert found == pytest.approx(later if calls > 1 else first) and len(seconds) == 41 - calls
+
+
+def test_repeats_stop_when_the_time_is_over(time, capsys):
+    """Before a round that would not fit into what is left."""
     calls, config = [], check(configured("--repeats", 50, "--minutes", 0.01))
-    medians = measure({"a": lambda: (calls.append(1), time.sleep(0.2))}, config,
+    medians = measure({"a": lambda: (calls.append(1), time.spend(0.25))}, config,
                       torch.device("cpu"), Clock(0.01), warm=True)
-    assert 1 <= len(calls) <= 3 and medians["a"] == pytest.approx(200, rel=0.3)
-    assert f"{len(calls)} of 50 repeats: --minutes 0.01 are over" in capsys.readouterr().out
+    assert len(calls) == 2 and medians == {"a": 250}
+    assert "2 of 50 repeats: --minutes 0.01 are over" in capsys.readouterr().out
 
 
 def test_points_that_do_not_fit_are_left_out(tmp_path, capsys):
@@ -240,7 +267,41 @@ def clones(folder, wrong=0.0):
     return folder
 
 
-def test_a_whole_step_beside_the_relatives(tmp_path, capsys):
+class Here:
+    """A variant in this process, for speed."""
+
+    def __init__(self, module, name, *args):
+        self.variant = Variant(*args)
+
+    def __call__(self, method="whole"):
+        return getattr(self.variant, method)()
+
+    def end(self):
+        pass
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr("build_nanogpt.bench.train.Apart", Here)
+
+
+def test_a_process_apart():
+    """Answers, and what it raises, cross over; that it was killed is said."""
+    actions = [Apart("fractions", "Fraction", 2, 8),
+               Apart("build_nanogpt.lecture.series", "read_series", "nowhere"),
+               Apart("json", "loads", "{"), Apart("os", "_exit", 3)]
+    try:
+        assert str(actions[0]("conjugate")) == str(actions[0]("__pos__")) == "1/4"
+        for action, kind, words in zip(actions[1:], (UserError, RuntimeError, UserError), (
+                "no steps in nowhere", "Expecting property name", "was killed"), strict=True):
+            with pytest.raises(kind, match=words):
+                action()
+    finally:
+        for action in actions:
+            action.end()
+
+
+def test_a_whole_step_beside_the_relatives(here, tmp_path, capsys):
     rows = rows_of("train", "--relatives", clones(tmp_path / "clones"), "--grad-accum", 2,
                    "--no-compile", folder=tmp_path)
     said = capsys.readouterr().out
@@ -270,7 +331,7 @@ def test_chosen_variants():
         chosen(variants, ("x",))
 
 
-def test_variants_that_compute_something_else_are_not_compared(tmp_path):
+def test_variants_that_compute_something_else_are_not_compared(here, tmp_path):
     folder = clones(tmp_path / "clones", wrong=1e-3)
     with pytest.raises(RuntimeError, match="the variants disagree"):
         rows_of("train", "--relatives", folder, "--no-compile", folder=tmp_path)
@@ -324,17 +385,17 @@ def is_png(path):
 
 def test_ladder(tmp_path, capsys, monkeypatch):
     """The first step that prints times, and one that wants shards, on the same sizes."""
-    monkeypatch.setattr(bench_ladder, "LADDER", (12,))
-    rows = rows_of("ladder", "--steps-of", 103, "--folder", tmp_path, "--png",
+    monkeypatch.setattr(ladder, "LADDER", ("timing",))
+    rows = rows_of("ladder", "--steps-of", "restarts", "--folder", tmp_path, "--png",
                    tmp_path / "ladder.png", folder=tmp_path)
     assert variants_in(rows, capsys.readouterr().out) == [
-        "step-12 Timing, and TF32", "step-103 Started again by torchrun"]
+        "step-12 Timing, and TF32", "step-71 Restarted by torchrun"]
     assert is_png(tmp_path / "ladder.png")
     assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "ladder.png"}
 
 
 def test_a_step_is_read_and_ended(tmp_path):
-    step, config = bench_ladder.read_series(ROOT)[12], check(configured("--repeats", 2))
+    step, config = SimpleNamespace(tag="step-12"), check(configured("--repeats", 2))
     (tmp_path / "train_gpt2.py").write_text("""
 import time
 for i in range(9):
@@ -342,21 +403,22 @@ for i in range(9):
     if i == 5:
         time.sleep(1000)
 """)
-    times = bench_ladder.run_step(step, tmp_path, [], config)
+    times = ladder.run_step(step, tmp_path, [], config)
     assert times == pytest.approx([4, 5], rel=1e-3)
-    assert bench_ladder.milliseconds("dt 10210 ms | 100 tok/sec", 1024) == 10210
+    assert ladder.milliseconds("dt 10210 ms | 100 tok/sec", 1024) == 10210
     (tmp_path / "train_gpt2.py").write_text("raise SystemExit('error: no room')")
     with pytest.raises(UserError, match="step-12 ended after 0 training steps: no room"):
-        bench_ladder.run_step(step, tmp_path, [], config)
+        ladder.run_step(step, tmp_path, [], config)
 
 
-@pytest.mark.parametrize("number, words", [(7, "step-07 prints no times"), (9999, "no step-9999")])
-def test_steps_that_no_ladder_has(number, words, monkeypatch):
-    monkeypatch.setattr(bench_ladder, "LADDER", ())
-    monkeypatch.setattr(bench_ladder, "load_trees", lambda steps: (
+@pytest.mark.parametrize("name, words", [
+    ("7", "step-07 prints no times"), ("9999", "no step 9999"), ("dance", "no step dance")])
+def test_steps_that_no_ladder_has(name, words, monkeypatch):
+    monkeypatch.setattr(ladder, "LADDER", ())
+    monkeypatch.setattr(ladder, "load_trees", lambda steps: (
         [{"train_gpt2.py": ("100644", b"")}] * len(steps), None))
     with pytest.raises(UserError, match=words):
-        main(configured("ladder", "--steps-of", number))
+        main(configured("ladder", "--steps-of", name))
 
 
 def test_growth(tmp_path, capsys):
@@ -365,7 +427,7 @@ def test_growth(tmp_path, capsys):
     assert variants_in([row], capsys.readouterr().out) == ["T=16"]
     assert row["tokens_per_second"] == pytest.approx(1000 * 2 * 16 / row["ms"])
     network = train_gpt2.GPT(train_gpt2.GPTConfig(16, 257, 1, 2, 32))
-    assert row["flops_per_token"] == train_gpt2.flops_per_token(network, 16)
+    assert row["flops_per_token"] == flops_per_token(network, 16)
     assert row["peak_share"] == pytest.approx(
         row["tokens_per_second"] / row["roof_tokens_per_second"])
     assert is_png(tmp_path / "growth.png")
@@ -373,7 +435,7 @@ def test_growth(tmp_path, capsys):
 
 def test_growth_tries_one_value_at_a_time():
     config = check(Config("growth"))
-    found = [(name, getattr(point, name)) for name, point in bench_growth.points(config)]
+    found = [(name, getattr(point, name)) for name, point in growth.points(config)]
     assert found == [(name, value) for name in ("T", "vocab_size", "n_layer", "B")
                      for value in getattr(config, f"try_{name}")]
     assert check(Config()).T == 1024 and config.T == 512  # what the others take, and growth
@@ -382,7 +444,7 @@ def test_growth_tries_one_value_at_a_time():
 def test_growth_without_room():
     config = configured("growth", "--B", 10**13)
     with pytest.raises(UserError, match=f"no room for --B {10**13}: give --try-B without it"):
-        bench_growth.in_fresh_process(check(config), torch.device("cpu"), "B", 1)
+        growth.in_fresh_process(check(config), torch.device("cpu"), "B", 1)
 
 
 @pytest.mark.parametrize("args, words", [
@@ -394,14 +456,14 @@ def test_growth_without_room():
     (["hellaswag", "--data", "nowhere"], "no HellaSwag file nowhere"),
     (["hellaswag", "--vocab-size", "99"], "a vocabulary of 99 ids"),
     (["growth", "--try-T", "8", "0"], "--try-T 0: give 1 or more"),
-    (["growth", "--png", "nowhere/growth.png"], "--png nowhere/growth.png: there is no such")])
+    (["growth", "--png", "nowhere/growth.png"], "--png nowhere/growth.png: no such folder")])
 def test_bad_input_of_each(args, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=words):
         main(configured(*args))
 
 
-def test_a_clone_that_cannot_be_used(tmp_path):
+def test_a_clone_that_cannot_be_used(here, tmp_path):
     (tmp_path / "nanoGPT").mkdir()
     (tmp_path / "nanoGPT" / "model.py").write_text("class GPT: oh = 1 / 0")
     with pytest.raises(UserError, match="nanoGPT/model.py cannot be used .ZeroDivisionError"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import start, write_shards
 
-from train_gpt2 import read_log
+from nanogpt.report import read_log
 
 pytestmark = [pytest.mark.gpu,
               pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -4,9 +4,9 @@ import lecture_helpers as lecture
 import pytest
 from lecture_helpers import commit, git, refs
 
-from build_nanogpt import build, export
-from build_nanogpt.series import read_series
-from common import UserError
+from build_nanogpt.cli import UserError
+from build_nanogpt.lecture import build, export
+from build_nanogpt.lecture.series import read_series
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_an_edited_early_step(root, tree, capsys):
     assert b"     return b + a\n" in after["02-output.patch"]
     assert said.splitlines() == [
         "step-01: its lines changed: train_gpt2.py",
-        "step-02: its patch was fitted again, its lines are the same",
-        "step-03: its patch was fitted again, its lines are the same",
+        "step-02: its patch was refreshed, its lines are the same",
+        "step-03: its patch was refreshed, its lines are the same",
         "written: train_gpt2.py",
         "CHANGELOG.md's part Unreleased does not name step-01",
         "next: python -m build_nanogpt check, then build"]
@@ -151,7 +151,7 @@ def test_new_steps_that_are_not_whole(root, tree):
     refuse(root, "has no lesson of its own")
     git(tree, "reset", "-q", "--hard", "HEAD~")
     add_step(tree, test="tests/test_others.py")
-    refuse(root, "brings no tests/test_04_slug.py")
+    refuse(root, "adds no tests/test_04_slug.py")
     git(tree, "reset", "-q", "--hard", "HEAD~")
     (tree / "README.md").write_bytes(lecture.lesson(4, "Nothing").encode())
     commit(tree, "step-04: Nothing")
@@ -161,9 +161,9 @@ def test_new_steps_that_are_not_whole(root, tree):
 def test_branches_that_are_no_lecture(root, tree):
     edit(tree / "train_gpt2.py", "a + b", "b + a")
     git(tree, "commit", "-qam", "fixup! step-01: Sums")
-    refuse(root, "'fixup! step-01: Sums' is no step: finish with git rebase -i --autosquash")
+    refuse(root, "'fixup! step-01: Sums' is not a step: finish with git rebase -i --autosquash")
     git(tree, "commit", "-q", "--amend", "-m", "step-07: Seven")
-    refuse(root, "'step-07: Seven' stands where step-04 belongs")
+    refuse(root, "'step-07: Seven' is where step-04 belongs")
     git(tree, "reset", "-q", "--hard", "step-02")
     refuse(root, "lecture ends with step-02, steps/ with step-03: delete steps/03-twice")
     git(tree, "reset", "-q", "--hard", "step-03")

@@ -1,4 +1,4 @@
-"""play.ipynb executes from top to bottom, offline, on a run of the laptop preset."""
+"""play.ipynb runs from top to bottom, offline, on a run of the laptop preset."""
 
 import base64
 
@@ -6,7 +6,14 @@ import nbformat
 from helpers import ROOT, start
 from nbclient import NotebookClient
 
-import train_gpt2
+from nanogpt.report import read_log
+
+
+def test_the_notebook_stores_no_outputs():
+    """They would be of a run that nobody can see, and 700 kB in every change."""
+    for cell in nbformat.read(ROOT / "play.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
 
 
 def test_notebook_executes_on_a_laptop_run(tmp_path, monkeypatch):
@@ -28,5 +35,6 @@ def test_notebook_executes_on_a_laptop_run(tmp_path, monkeypatch):
     assert len(pictures) == 5 and all(len(picture) > 5000 for picture in pictures)
     assert str(tmp_path / "run" / "checkpoint_000020") in text
     assert "undivided / one batch = 4.0000" in text
-    steps, values = train_gpt2.read_log(tmp_path / "run" / "log.txt")["val"]
+    assert text.count("-" * 80) == 3  # samples
+    steps, values = read_log(tmp_path / "run" / "log.txt")["val"]
     assert f"val    first {values[0]:.4f}   last {values[-1]:.4f}" in text and steps == [0, 20]

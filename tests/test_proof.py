@@ -9,13 +9,15 @@ import time
 
 import pytest
 import torch
-from helpers import ROOT, gpt2_vocabulary_missing, refusal
+from helpers import ROOT, gpt2_vocabulary_missing
 
 import train_gpt2
-from build_nanogpt import proof, proof_data, proof_ladder, proof_parts, proof_run
-from build_nanogpt.__main__ import main as command
-from build_nanogpt.bench import Clock
-from common import UserError, save_file
+from build_nanogpt import cli
+from build_nanogpt.__main__ import main as tools
+from build_nanogpt.bench.measure import Clock
+from build_nanogpt.proof import command, data, ladder, parts, run
+from nanogpt.common import save_file
+from nanogpt.report import read_log
 
 CPU = torch.device("cpu")
 
@@ -40,12 +42,12 @@ def whole(tmp_path_factory):
 def test_every_part_is_there(whole):
     out, record, said = whole
     states = {name: part["state"] for name, part in record["parts"].items()}
-    assert list(states) == list(proof.PARTS)
+    assert list(states) == list(command.PARTS)
     assert states.pop("tests") == "skipped" and record["parts"]["tests"]["text"] == "no GPU"
     assert set(states.values()) == {"passed"}
     assert said.splitlines()[-2:] == [
         "passed: run, sampling, hellaswag, memory, muon, ladder", "skipped: tests"]
-    for name in proof.PARTS:
+    for name in command.PARTS:
         assert (out / f"{name}.log").exists()
         assert re.search(rf"^{name} +(passed|skipped) ", said, re.MULTILINE)
     assert not list(out.glob("*.error.txt"))
@@ -95,13 +97,13 @@ def test_the_run_is_resumed_to_the_bit(whole):
     unbroken, resumed, *equal = record["parts"]["run"]["rows"]
     assert unbroken["validation"] < unbroken["validation at first"] - 1  # it learns
     assert resumed["validation"] == unbroken["validation"]
-    assert [row["what"].rpartition(" ")[2] for row in equal] == list(proof_run.FILES)
+    assert [row["what"].rpartition(" ")[2] for row in equal] == list(run.FILES)
     assert [row["equal"] for row in equal] == ["to the bit", "to the bit"]
-    assert f"resumed    | at step {proof_data.SMALL['max_steps'] // 2}" in (
+    assert f"resumed    | at step {data.SMALL['max_steps'] // 2}" in (
         out / "resumed.txt").read_text()
     said = (out / "run.txt").read_text()
     assert "sample 3:" in said and "hella" in said
-    logs = [train_gpt2.read_log(out / name / "log.txt") for name in ("run", "resumed")]
+    logs = [read_log(out / name / "log.txt") for name in ("run", "resumed")]
     assert all(logs[0][kind] == logs[1][kind] for kind in ("train", "val", "hella"))
     assert not list(out.glob("*/checkpoint_*"))
 
@@ -115,7 +117,7 @@ def test_the_table_holds_the_figures(whole):
         assert f"| {name} | {part['state']} | {part['seconds']:,.1f} |" in text
         for row in part["rows"]:
             line = next(line for line in text.splitlines() if line.startswith(f"| {row['what']} |"))
-            assert all(proof.cell(kind, value) in line for kind, value in row.items())
+            assert all(command.cell(kind, value) in line for kind, value in row.items())
     assert not re.search(r"\b(nan|inf)\b", text)
 
 
@@ -144,7 +146,7 @@ def not_finite(config, clock):
 
 
 def not_here(config, clock):
-    raise proof_parts.Skipped("no such thing here")
+    raise parts.Skipped("no such thing here")
     yield
 
 
@@ -158,15 +160,15 @@ def hangs(config, clock):
 def quick(monkeypatch):
     """Start parts by fork where the system can: no imports to wait for."""
     if hasattr(os, "fork"):
-        monkeypatch.setattr(proof, "METHOD", "fork")
+        monkeypatch.setattr(command, "METHOD", "fork")
 
 
 def test_a_part_that_fails_stops_none_and_is_named(tmp_path, monkeypatch, capsys, quick):
     found = {"broken": broken, "crashed": crashed, "not_finite": not_finite, "not_here": not_here,
              "fine": fine}
-    monkeypatch.setattr(proof, "PARTS", found)
+    monkeypatch.setattr(command, "PARTS", found)
     with pytest.raises(SystemExit) as stop:
-        proof.main(proof.Config(device="cpu", out=str(tmp_path / "out")))
+        command.main(command.Config(device="cpu", out=str(tmp_path / "out")))
     assert stop.value.code == 1
     said = capsys.readouterr().out.splitlines()
     assert said[-3:] == ["passed: fine", "skipped: not_here",
@@ -188,14 +190,14 @@ def test_a_part_that_fails_stops_none_and_is_named(tmp_path, monkeypatch, capsys
 
 def test_a_part_that_hangs_is_cut_off(tmp_path, monkeypatch, quick):
     """Together with every process it has started."""
-    monkeypatch.setattr(proof, "LEAST", 0)
-    monkeypatch.setattr(proof, "PARTS", {"hangs": hangs})
+    monkeypatch.setattr(command, "LEAST", 0)
+    monkeypatch.setattr(command, "PARTS", {"hangs": hangs})
     ended = []
-    monkeypatch.setattr(proof, "end", lambda process, end=proof.end: (end(process),
-                                                                      ended.append(process)))
+    monkeypatch.setattr(command, "end",
+                        lambda process, end=command.end: (end(process), ended.append(process)))
     seconds = 1 if hasattr(os, "fork") else 8
-    monkeypatch.setattr(proof, "MOST", {"hangs": seconds})
-    result = proof.try_part("hangs", proof.Config(device="cpu", out=str(tmp_path)), Clock(1))
+    monkeypatch.setattr(command, "MOST", {"hangs": seconds})
+    result = command.try_part("hangs", command.Config(device="cpu", out=str(tmp_path)), Clock(1))
     assert (result.state, result.text) == ("failed", f"cut off after {seconds} s")
     assert result.rows == [{"what": "begun", "ms": 0.5}] and not ended[0].is_alive()
     if hasattr(os, "killpg"):
@@ -219,15 +221,25 @@ def wait_for_the_end_of_group(pid):
 
 
 def test_no_part_begins_when_the_time_is_over(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(proof, "work", None)
-    proof.main(proof.Config(device="cpu", out=str(tmp_path / "out"), minutes=0.01))
-    assert capsys.readouterr().out.splitlines()[-1] == f"skipped: {', '.join(proof.PARTS)}"
+    monkeypatch.setattr(command, "work", None)
+    command.main(command.Config(device="cpu", out=str(tmp_path / "out"), minutes=0.01))
+    assert capsys.readouterr().out.splitlines()[-1] == f"skipped: {', '.join(command.PARTS)}"
     parts = json.loads((tmp_path / "out" / "proof.json").read_text())["parts"]
     assert {part["text"] for part in parts.values()} == {"--minutes 0.01 are over"}
 
 
 # -----------------------------------------------------------------------------
 # what is asked for
+
+
+def refusal(args, monkeypatch, capsys):
+    """The one line with which `python -m build_nanogpt ARGS` is refused; its status is 2."""
+    monkeypatch.setattr(sys, "argv", ["build_nanogpt", *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(tools)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1, said
+    return said
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -240,14 +252,14 @@ def test_no_part_begins_when_the_time_is_over(tmp_path, monkeypatch, capsys):
 ])
 def test_refused_in_one_line(flags, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert words in refusal(command, "proof", *flags, monkeypatch=monkeypatch, capsys=capsys)
+    assert words in refusal(["proof", *flags], monkeypatch, capsys)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kept.txt").write_text("mine")
-    line = refusal(command, "proof", "--out", tmp_path, monkeypatch=monkeypatch, capsys=capsys)
+    line = refusal(["proof", "--out", tmp_path], monkeypatch, capsys)
     assert f"--out {tmp_path} is not empty" in line
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
 
@@ -255,18 +267,18 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path, monkeypatch, caps
 def test_without_out_each_proof_has_a_name_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in "proof-nvidia-h100-80gb", "proof-nvidia-h100-80gb-2", "proof-nvidia-h100-80gb-3":
-        folder = proof.new_folder(proof.Config(), "NVIDIA H100 (80GB)")
+        folder = command.new_folder(command.Config(), "NVIDIA H100 (80GB)")
         assert folder == tmp_path / "runs" / name
         folder.mkdir(parents=True)
-        assert proof.new_folder(proof.Config(), "NVIDIA H100 (80GB)") == folder  # empty: free
+        assert command.new_folder(command.Config(), "NVIDIA H100 (80GB)") == folder  # empty: free
         (folder / "README.md").touch()
 
 
 def test_the_command_gives_the_figures_again():
-    config = proof.Config(device="cpu", minutes=3, small=True, only=("muon", "run"), compile=False,
-                          out="elsewhere")
-    assert proof.command_of(config) == ("python -m build_nanogpt proof --device=cpu --minutes=3 "
-                                        "--small --compile=False --only muon run")
+    config = command.Config(device="cpu", minutes=3, small=True, only=("muon", "run"),
+                            compile=False, out="elsewhere")
+    assert command.command_of(config) == ("python -m build_nanogpt proof --device=cpu --minutes=3 "
+                                          "--small --compile=False --only muon run")
 
 
 # -----------------------------------------------------------------------------
@@ -294,23 +306,23 @@ class Card:
 @pytest.mark.parametrize("room, most, B", [(1, 128, 1), (5, 128, 4), (64, 128, 64), (999, 16, 16)])
 def test_the_largest_batch(room, most, B):
     card = Card(room)
-    assert proof_parts.largest_B(card, proof_parts.SMALL, most) == B
+    assert parts.largest_B(card, parts.SMALL, most) == B
     assert card.x.shape == card.y.shape == (B, 64) and max(card.tried) <= max(2 * B, 2)
     assert torch.equal(card.x[:, 1:], card.y[:, :-1])
 
 
 def test_other_errors_are_no_lack_of_memory():
-    assert proof_parts.largest_B(Card(3, "CUBLAS_STATUS_ALLOC_FAILED"), proof_parts.SMALL, 8) == 2
+    assert parts.largest_B(Card(3, "CUBLAS_STATUS_ALLOC_FAILED"), parts.SMALL, 8) == 2
     with pytest.raises(RuntimeError, match="no room for a training step of one sequence"):
-        proof_parts.largest_B(Card(0), proof_parts.SMALL, 8)
+        parts.largest_B(Card(0), parts.SMALL, 8)
     with pytest.raises(RuntimeError, match="illegal access"):
-        proof_parts.largest_B(Card(3, "illegal access"), proof_parts.SMALL, 8)
+        parts.largest_B(Card(3, "illegal access"), parts.SMALL, 8)
 
 
 def test_a_rung_that_fails_leaves_the_others(monkeypatch):
     """A rung whose loss differs from the first rung's fails as well."""
-    config = proof.Config(device="cpu", small=True)
-    original = proof_ladder.rung_step
+    config = command.Config(device="cpu", small=True)
+    original = ladder.rung_step
 
     def other_numbers(config, choices):
         if "padded" in choices and "fused" not in choices:
@@ -321,8 +333,8 @@ def test_a_rung_that_fails_leaves_the_others(monkeypatch):
                 step.raw_model.transformer.wte.weight.mul_(3)
         return step
 
-    monkeypatch.setattr(proof_ladder, "rung_step", other_numbers)
-    rows, part = [], proof_ladder.ladder(config, Clock(1))
+    monkeypatch.setattr(ladder, "rung_step", other_numbers)
+    rows, part = [], ladder.ladder(config, Clock(1))
     with pytest.raises(RuntimeError, match=r"failed: \+ TF32, \+ vocabulary of 320$"):
         while True:
             rows.append(next(part))
@@ -351,12 +363,12 @@ def write_run(folder, change=0.0, losses=(3.0, 2.0)):
     (2**-20, 2**-20, "two resumed runs are equal: resuming is at fault"),
 ])
 def test_a_difference_of_one_bit_is_found(change, again, words, tmp_path, monkeypatch):
-    config = proof.Config(out=str(tmp_path))
+    config = command.Config(out=str(tmp_path))
     write_run(tmp_path / "run")
     resumed = write_run(tmp_path / "resumed", change, (3.0, 2.0 + change))
-    monkeypatch.setattr(proof_run, "resume", lambda config, flags, name: (
+    monkeypatch.setattr(run, "resume", lambda config, flags, name: (
         write_run(tmp_path / name, again), ""))
-    rows, compared = [], proof_run.compare(config, [], resumed, Clock(2))
+    rows, compared = [], run.compare(config, [], resumed, Clock(2))
     if not words:
         assert [row["equal"] for row in compared] == ["to the bit", "to the bit"]
         return
@@ -369,10 +381,10 @@ def test_a_difference_of_one_bit_is_found(change, again, words, tmp_path, monkey
 
 
 def test_a_run_that_fails_gives_its_last_line(tmp_path):
-    config = proof.Config(device="cpu", out=str(tmp_path), small=True)
-    flags = [*proof_data.flags_of(config, 4, tmp_path / "run"), "--n-head=3"]
+    config = command.Config(device="cpu", out=str(tmp_path), small=True)
+    flags = [*data.flags_of(config, 4, tmp_path / "run"), "--n-head=3"]
     with pytest.raises(RuntimeError, match=r"status 2: error: --n-embd 64 does not divide .*run.t"):
-        proof_run.train(config, flags, tmp_path / "run.txt")
+        run.train(config, flags, tmp_path / "run.txt")
 
 
 # -----------------------------------------------------------------------------
@@ -382,11 +394,11 @@ def test_a_run_that_fails_gives_its_last_line(tmp_path):
 def test_ids_of_its_own(tmp_path):
     """Decoding gives the text back, a frequent word is one id, and n is kept to."""
     texts = ["the cat and the dog\n\n  sat", "the end, äöü → the end"]
-    pieces = proof_data.own_pieces(texts, n=40)
+    pieces = data.own_pieces(texts, n=40)
     assert len(pieces) == len(set(pieces)) == 40 and set(pieces[:2]) == {b"the", b" the"}
     file = tmp_path / "vocabulary.json"
-    file.write_text(json.dumps([proof_data.b64encode(piece).decode() for piece in pieces]))
-    enc = proof_data.own_tokenizer(file)
+    file.write_text(json.dumps([data.b64encode(piece).decode() for piece in pieces]))
+    enc = data.own_tokenizer(file)
     assert enc.n_vocab == 256 + 40 + 1 and enc.eot_token == 296
     for text in [*texts, "unseen: \0 \U0001f600 <|endoftext|>"]:
         assert enc.decode(enc.encode_ordinary(text)) == text
@@ -394,12 +406,13 @@ def test_ids_of_its_own(tmp_path):
 
 
 def test_gpt2_is_not_asked_of_the_network():
-    assert proof_data.gpt2_is_cached() == (not gpt2_vocabulary_missing())
+    assert data.gpt2_is_cached() == (not gpt2_vocabulary_missing())
 
 
-@pytest.mark.parametrize("text, words", [("{", "is no manifest"), ('{"tokenizer": "own"}', "own")])
+@pytest.mark.parametrize("text, words", [
+    ("{", "is not a manifest"), ('{"tokenizer": "own"}', "tokenizer own: name others")])
 def test_shards_of_an_unknown_tokenizer(text, words, tmp_path):
-    assert proof_data.named_tokenizer(tmp_path) == "gpt2"
+    assert data.named_tokenizer(tmp_path) == "gpt2"
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(UserError, match=words):
-        proof_data.named_tokenizer(tmp_path)
+    with pytest.raises(cli.UserError, match=words):
+        data.named_tokenizer(tmp_path)

@@ -1,7 +1,8 @@
-"""torchrun itself: told to stop, with a rank killed, and as two machines that find each other."""
+"""torchrun itself: told to stop, with ranks killed, and as two machines that find each other."""
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,9 @@ import psutil
 import pytest
 from helpers import ROOT, TINY, free_port, start, write_shards
 
-from train_gpt2 import read_log
+from nanogpt.report import read_log
 
-RUN = [*TINY, "--eval-every", 20, "--val-tokens", 512, "--sample-tokens", 0, "--max-steps", 60,
+RUN = [*TINY, "--eval-every", 20, "--val-tokens", 512, "--sample-tokens", 0, "--max-steps", 80,
        "--checkpoint-every", 10, "--resume"]
 
 
@@ -34,21 +35,28 @@ def wait_for_step(step, folder, process):
         time.sleep(0.005)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Shards, and the log that every test must end with: of two ranks, never stopped."""
-    data = write_shards(tmp_path / "shards")
-    flags = [*RUN, "--data", data, "--out-dir", tmp_path / "unbroken"]
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A folder with shards/, and the log of a run of two ranks that nobody stopped."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    flags = [*RUN, "--data", write_shards(folder / "shards"), "--out-dir", folder / "run"]
     assert start("train_gpt2.py", *flags, ranks=2).returncode == 0
+    return folder
+
+
+@pytest.fixture
+def folder(unbroken, tmp_path):
+    """The same shards. The test must end with the same log."""
+    shutil.copytree(unbroken / "shards", tmp_path / "shards")
     yield tmp_path
-    log, expected = (read_log(tmp_path / name / "log.txt") for name in ("run", "unbroken"))
+    log, expected = (read_log(path / "run" / "log.txt") for path in (tmp_path, unbroken))
     for kind in "train", "val":
-        assert log[kind] == expected[kind], "the log is not complete, or another one"
+        assert log[kind] == expected[kind], "the log is incomplete, or another run's"
 
 
 def test_told_to_stop_it_saves_and_the_same_command_goes_on(folder):
-    """SIGTERM to torchrun, as when a machine is taken away. Its own status is 1, whatever its
-    processes do; they save within one step and end well."""
+    """SIGTERM to torchrun, as when a machine is taken away: its processes save within one step and
+    end well. Its own status is 1 whatever they do."""
     process = torchrun(folder, "--standalone", "--nproc_per_node=2")
     wait_for_step(23, folder, process)
     process.send_signal(signal.SIGTERM)
@@ -59,25 +67,27 @@ def test_told_to_stop_it_saves_and_the_same_command_goes_on(folder):
     assert f"{step - 1} train" in (folder / "run" / "log.txt").read_text()
     assert f"\n{step} train" not in (folder / "run" / "log.txt").read_text()
     process = torchrun(folder, "--standalone", "--nproc_per_node=2")
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0, (folder / "said.txt").read_text()
     assert f"resumed    | at step {step} of" in (folder / "said.txt").read_text()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_comes_back_with_nobody_watching(rank, folder):
-    """--max-restarts: all ranks end, start again and go on from the last checkpoint."""
+def test_a_killed_rank_comes_back_with_nobody_watching(folder):
+    """--max-restarts: all ranks end, start again, and resume from the last checkpoint."""
     process = torchrun(folder, "--standalone", "--nproc_per_node=2", "--max-restarts=3")
-    wait_for_step(33, folder, process)
-    ranks = {worker.environ()["RANK"]: worker for worker in psutil.Process(process.pid).children(
-        recursive=True) if "RANK" in worker.environ()}
-    ranks[str(rank)].kill()
+    for rank, step in ("1", 23), ("0", 43):
+        wait_for_step(step, folder, process)
+        ranks = {worker.environ()["RANK"]: worker for worker in psutil.Process(
+            process.pid).children(recursive=True) if "RANK" in worker.environ()}
+        ranks[rank].kill()
     assert process.wait(120) == 0, (folder / "said.txt").read_text()
-    # the newest that was whole: that of step 30 may have been on its way to the disk
-    assert re.search(r"resumed    \| at step [123]0 of", (folder / "said.txt").read_text())
+    # from the newest that was whole: the last one may have been on its way to the disk, and a busy
+    # machine may be some steps on before it kills
+    resumed = re.findall(r"resumed    \| at step (\d+) of", (folder / "said.txt").read_text())
+    assert len(resumed) == 2 and 10 <= int(resumed[0]) <= int(resumed[1])
 
 
 def test_two_machines(folder):
-    """Two agents that meet by rendezvous, a process each; both ranks are local rank 0."""
+    """Two agents with one process each meet by rendezvous; both processes are local rank 0."""
     port = free_port()
     processes = [torchrun(folder, "--nnodes=2", "--nproc_per_node=1", f"--node_rank={node}",
                           "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}",

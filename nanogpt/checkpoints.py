@@ -1,0 +1,305 @@
+"""A run's state: checkpoints, complete or absent, and which of them to resume from."""
+
+import functools
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file
+
+from nanogpt.common import UserError, check_writable, digest, remove, save_file, whole
+from nanogpt.ranks import on_master, sum_over_ranks
+from nanogpt.report import Log, config_of, read_log
+from nanogpt.weights import TRANSPOSED
+
+
+def save_checkpoint(folder, t, config, rng=None, writer=None, **facts):
+    """Write a folder that transformers opens, with all else that the Training `t` needs to resume;
+    complete, or not at all.
+
+    state.safetensors holds tensors, the optimizer's by the names of their parameters, and `rng`,
+    random_states() of all ranks. state.json holds the rest, and `facts`. Neither can run code.
+
+    writer: an executor that writes in the background. Then only the copies are made at once, and a
+    Future is returned. Without it, the folder is complete on return.
+    """
+    names = {p: name for name, p in t.net.named_parameters()}
+    tensors = {f"{kind}.{names[p]}": value.to("cpu", copy=True)
+               for p, values in t.optimizer.state.items() for kind, value in values.items()}
+    tensors |= rng or {"rng.cpu": torch.get_rng_state()[None]}
+    weights = {name: p.detach().to("cpu", copy=True) for name, p in t.net.named_parameters()}
+    facts |= dict(step=t.step, position=t.loader.position, scaler=t.scaler.state_dict(),
+                  config=asdict(config), evaluated=t.evaluated)
+    facts |= dict(spikes=dict(t.spikes.seen), chosen=t.chosen)  # seen is copied: written later
+    write = functools.partial(write_checkpoint, Path(folder), t.net, weights, tensors, facts)
+    return writer.submit(write) if writer else write()
+
+
+def write_checkpoint(folder, net, weights, tensors, facts):
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise UserError(f"the weights of {folder.name} are not finite, and were not saved: go on "
+                        "with --resume and a lower --max-lr")
+    with whole(folder) as path:
+        net.save_pretrained(path, weights)
+        save_file(tensors, path / "state.safetensors")
+        (path / "state.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        files = {file.name: digest(file) for file in sorted(path.iterdir())}
+        (path / "manifest.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
+    keep, keep_every = facts["config"]["keep"], facts["config"]["keep_every"]
+    remove_old(folder.parent, facts["step"], keep, keep_every)
+
+
+def remove_old(out_dir, step, keep, keep_every):
+    """Delete checkpoints up to `step`, except the newest `keep` and multiples of keep_every."""
+    older = [(n, folder) for n, folder in find_checkpoints(out_dir) if n <= step]
+    for number, folder in older[:-keep] if keep else []:
+        if not keep_every or number % keep_every:
+            aside = folder.with_name(f".{folder.name}.old")
+            os.replace(folder, aside)  # at once: half a folder must never have a checkpoint's name
+            remove(aside)
+
+
+def find_checkpoints(out_dir):
+    """(step, folder) of every checkpoint in a run's folder, the oldest first."""
+    named = ((re.fullmatch(r"checkpoint_([0-9]{6,})", path.name), path)
+             for path in Path(out_dir).glob("checkpoint_*"))
+    return sorted((int(match[1]), path) for match, path in named if match)
+
+
+class Damaged(Exception):
+    """A checkpoint that differs from what was saved. The message names the folder and the file."""
+
+
+def read_json(path):
+    """The contents of a JSON file. Raises Damaged if it is not valid JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is not valid JSON ({error})") from None
+
+
+def read_facts(step, folder):
+    """A checkpoint's state.json. Raises Damaged if a file is missing, changed or unlisted."""
+    try:
+        listed = read_json(folder / "manifest.json")
+        there = {path.name for path in folder.iterdir() if path.name[0] != "."} - {"manifest.json"}
+        for name in sorted(listed.keys() | there):
+            if name not in there:
+                raise Damaged(f"{folder}: {name} is missing")
+            if name not in listed:
+                raise Damaged(f"{folder}: {name} is not in its manifest")
+            if digest(folder / name) != listed[name]:
+                raise Damaged(f"{folder}: {name} is not the file that was written")
+        facts = read_json(folder / "state.json")
+        kinds = dict(position=int, log_size=int, scaler=dict, config=dict, shards=list,
+                     spikes=dict)
+        if facts["step"] != step or any(type(facts[k]) is not kind for k, kind in kinds.items()):
+            raise Damaged(f"{folder}: state.json is not of step {step}")
+        for window in facts["spikes"].values():
+            list(map(float, window))  # raises unless all of them are numbers
+        return facts
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Damaged(f"{folder} ({type(error).__name__}: {error})") from None
+
+
+def read_tensors(folder):
+    """All tensors of a checkpoint by name: weights, optimizer state, random states."""
+    folder = Path(folder)
+    return load_file(folder / "model.safetensors") | load_file(folder / "state.safetensors")
+
+
+@torch.no_grad()
+def restore(t, facts, tensors):
+    """Load the facts and tensors of a checkpoint into the Training `t`."""
+    t.loader.position, t.step = facts["position"], facts["step"]
+    t.evaluated = facts.get("evaluated")
+    for name, p in t.net.named_parameters():
+        weight = tensors[name]
+        p.copy_(weight.t() if name.endswith(TRANSPOSED) else weight)
+        # before the first update there are none
+        t.optimizer.state[p] = {kind: tensors[f"{kind}.{name}"]
+                                for kind in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+                                if f"{kind}.{name}" in tensors}
+    if facts["scaler"] and t.scaler.is_enabled():
+        t.scaler.load_state_dict(facts["scaler"])
+    # a rank without a row keeps its own state. clone: given a row of a larger tensor, torch reads
+    # from the wrong place
+    rank, device = t.ranks.ddp_rank, t.ranks.device
+    if rank < len(tensors["rng.cpu"]):
+        torch.set_rng_state(tensors["rng.cpu"][rank].cpu().clone())
+    if device.type == "cuda" and rank < len(tensors.get("rng.cuda", ())):
+        torch.cuda.set_rng_state(tensors["rng.cuda"][rank].cpu().clone(), device)
+
+
+def random_states(ranks):
+    """The states of torch's random generators, on the CPU: {"rng.cpu": (ranks, bytes) uint8, on
+    GPUs also "rng.cuda"}. All ranks must call it together."""
+    states = {"rng.cpu": torch.get_rng_state()}
+    if ranks.device.type == "cuda":
+        states["rng.cuda"] = torch.cuda.get_rng_state(ranks.device)
+    for name, state in states.items():
+        every = torch.zeros(ranks.ddp_world_size, len(state), dtype=torch.uint8)
+        every[ranks.ddp_rank] = state  # the other ranks fill the other rows
+        states[name] = sum_over_ranks(every, ranks).cpu()
+    return states
+
+
+# Settings that a resumed run may not change: they make another network or another order of the
+# tokens. All others may change, and the log says which did.
+HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "seed",
+        "optimizer")  # Muon's averages are not AdamW's
+
+
+def changed_settings(config, facts, shards):
+    """{setting: [then, now]} where they differ. Raises UserError if this run cannot resume."""
+    then, now = {"optimizer": "adamw"} | facts["config"], asdict(config)
+    changed = {name: [then.get(name), now[name]] for name in now
+               if name not in ("out_dir", "resume") and then.get(name) != now[name]}
+    for name in HELD:
+        if name in changed:
+            raise UserError(f"{config.out_dir} was begun with --{name.replace('_', '-')} "
+                            f"{changed[name][0]}, not {changed[name][1]}: go on with that, or "
+                            "choose another --out-dir")
+    if facts["shards"] != shards:
+        raise UserError(f"--data {config.data} does not hold the training shards that "
+                        f"{config.out_dir} was begun with: name those, or choose another --out-dir")
+    if facts["step"] > (config.max_steps or math.inf):
+        raise UserError(f"--max-steps {config.max_steps}: {config.out_dir} is at step "
+                        f"{facts['step']} already: give more, or choose another --out-dir")
+    return changed
+
+
+def check_room(config, model, first, max_steps):
+    """Raises UserError if the disk has no room for the checkpoints after step `first`, each three
+    times the weights. With --keep N, at most N + 1 and the milestones of --keep-every."""
+    size = 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+    every = config.checkpoint_every
+    n = max_steps // every - first // every + (max_steps % every > 0)
+    if config.keep:
+        stay = config.keep_every or max_steps + 1
+        there = len(find_checkpoints(config.out_dir)) if first else 0
+        n = min(n, max(1, config.keep + 1 - there) + max_steps // stay - first // stay)
+    free = shutil.disk_usage(config.out_dir).free
+    if n * size > free:
+        raise UserError(f"{config.out_dir}: {n} checkpoints of {size / 1e6:,.1f} MB are to come, "
+                        f"and {free / 1e6:,.1f} MB are free: make room, or choose --keep 1, a "
+                        "larger --checkpoint-every or another --out-dir")
+
+
+def find_whole(config, shards, log, net, max_steps):
+    """The newest undamaged checkpoint's facts, or {}. Raises UserError if it may not resume."""
+    if log.path.exists():
+        read_log(log.path, log.whole_lines())  # if it cannot be read, stop now, not at the end
+    for step, folder in reversed(find_checkpoints(config.out_dir) if config.resume else []):
+        try:
+            facts = read_facts(step, folder)
+            changed = changed_settings(config, facts, shards)
+            check_room(config, net, step, max_steps)
+            if log.size() >= (size := facts["log_size"]):
+                config_of(read_log(log.path, size), log.path)
+                if log.path.read_bytes()[size - 1 : size] != b"\n":
+                    raise UserError(f"{log.path} is not the log of {folder}: remove it, and the "
+                                    "run starts a new one")
+            return facts | {"folder": str(folder), "changed": changed}
+        except Damaged as error:
+            print(f"passed over {error}")
+    check_room(config, net, 0, max_steps)
+    return {}
+
+
+def clear_folder(out_dir):
+    """Make room for a new run: checkpoints of an earlier one move to a folder earlier_N."""
+    if earlier := find_checkpoints(out_dir):
+        names = (Path(out_dir, f"earlier_{number}") for number in range(1, sys.maxsize))
+        aside = next(path for path in names if not path.exists())
+        aside.mkdir()
+        for _, folder in earlier:
+            os.replace(folder, aside / folder.name)
+        print(f"set aside {len(earlier)} checkpoints of an earlier run: {aside}")
+
+
+class RunFolder:
+    """A run's --out-dir: its log, its checkpoints, and a lock that keeps other runs out until the
+    `with` block ends."""
+
+    def __init__(self, config, ranks):
+        self.config, self.ranks = config, ranks
+        self.log = Log(Path(config.out_dir) / "log.txt", ranks.master_process)
+        self.newest = None  # folder of the checkpoint that was last saved or resumed from
+        self.shards = []  # names and sizes of the training shards: a resume must find the same
+        self.lock = FileLock(Path(config.out_dir) / ".lock")
+        self.writer, self.saving = ThreadPoolExecutor(1), None  # one thread: one at a time
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self.writer.shutdown()
+        if kind and self.saving and self.saving.exception():  # reported besides the run's error
+            print(f"error: the last checkpoint: {self.saving.exception()}", file=sys.stderr)
+        self.lock.release()  # the system does so too, however the process ends
+
+    def open(self, stream, net, max_steps):
+        """The facts of the checkpoint to resume from, on every rank, or {}. stream: the training
+        tokens. Raises UserError."""
+        self.shards = [[Path(shard.name).name, shard.n_tokens] for shard in stream.shards]
+        saved = on_master(self.ranks, functools.partial(self.look, net, max_steps))
+        self.newest = Path(saved["folder"]) if saved else None
+        return saved
+
+    def look(self, net, max_steps):
+        """The master's part of open()."""
+        check_writable(self.config.out_dir)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another run is at work in {self.config.out_dir}: wait for its end, "
+                            "or choose another --out-dir") from None
+        for half in Path(self.config.out_dir).glob(".checkpoint_*"):  # killed while it was written
+            remove(half)
+        saved = find_whole(self.config, self.shards, self.log, net, max_steps)
+        if not saved:
+            clear_folder(self.config.out_dir)
+        return saved
+
+    def save(self, t):
+        """Save a checkpoint of `t` in the background, unless this step already has one."""
+        folder = Path(self.config.out_dir) / f"checkpoint_{t.step:06d}"
+        if folder == self.newest:
+            return
+        rng = random_states(self.ranks)
+        log_size = self.wait()  # one at a time
+        if self.ranks.master_process:
+            self.saving = save_checkpoint(folder, t, self.config, rng, self.writer,
+                                          log_size=log_size, shards=self.shards)
+        self.newest = folder
+
+    def failed(self):
+        """Whether writing the log or the last checkpoint failed. Only the master can know."""
+        return self.log.error or self.saving and self.saving.done() and self.saving.exception()
+
+    def wait(self):
+        """Wait until the last checkpoint is complete. Returns the log's size in bytes. Raises
+        UserError on every rank if the log or the checkpoint could not be written."""
+        return on_master(self.ranks, self.finish)
+
+    def finish(self):
+        """The master's part of wait()."""
+        saving, self.saving = self.saving, None
+        try:
+            if saving:
+                saving.result()
+            if self.log.error:
+                raise self.log.error
+            return self.log.size()
+        except OSError as error:
+            raise UserError(f"cannot write to {self.config.out_dir} ({error}): make room there, "
+                            "then go on with --resume") from None

@@ -1,0 +1,100 @@
+"""A network's weights in transformers' layout, from the hub or a folder, and into one."""
+
+import json
+import os
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from nanogpt.common import UserError, hub_file, needs_network, save_file, whole
+
+PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # their names on the hub
+# Matrices that the checkpoints store transposed, for a Conv1D.
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# config.json's name of each field of GPTConfig
+SIZES = dict(block_size="n_positions", vocab_size="vocab_size", n_layer="n_layer", n_head="n_head",
+             n_embd="n_embd")
+
+
+def read_pretrained(name_or_folder):
+    """A published GPT-2: its sizes as GPTConfig names them, and its tensors by transformers' names.
+
+    name_or_folder: one of PRETRAINED, or a folder with config.json and model.safetensors. No other
+    file is opened: pickled weights could run code. Raises UserError.
+    """
+    name = str(name_or_folder)
+    local = os.path.isdir(name)
+    if not local and name not in PRETRAINED:
+        raise UserError(f"no model {name}: choose {', '.join(PRETRAINED)}, or an existing folder "
+                        "with config.json and model.safetensors")
+    with needs_network(f"the weights of {name}", "name a folder with GPT-2's config.json and "
+                       "model.safetensors, both whole"):
+        get, place = (Path, name) if local else (hub_file, f"openai-community/{name}")
+        config, weights = (get(place, file) for file in ("config.json", "model.safetensors"))
+        return read_sizes(config), load_file(weights)
+
+
+# GPT-2's architecture: a config.json that says otherwise describes another network.
+GPT2_IS = dict(
+    model_type="gpt2", activation_function="gelu_new", layer_norm_epsilon=1e-5, n_inner=None,
+    tie_word_embeddings=True, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+
+
+def check_names(tensors, names, source):
+    """The tensors under our names. Raises UserError if one is missing or unknown.
+
+    The files on the hub name the modules without "transformer.", leave out the shared matrix, and
+    hold the causal masks (attn.bias, attn.masked_bias), which are not weights.
+    """
+    tensors = {k if k.startswith(("transformer.", "lm_head.")) else f"transformer.{k}": t
+               for k, t in tensors.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
+    tensors.setdefault("lm_head.weight", tensors.get("transformer.wte.weight"))
+    if missing := sorted(names.keys() - tensors.keys()):
+        raise UserError(f"{source} lacks weights of its config.json, {missing[0]} for one: "
+                        "name a folder that holds them all")
+    if unknown := sorted(tensors.keys() - names.keys()):
+        raise UserError(f"{source} holds {unknown[0]}, which GPT-2 does not have: name a GPT-2")
+    return tensors
+
+
+def read_sizes(path):
+    """GPTConfig's fields from a config.json of transformers; a missing one keeps its default.
+
+    Nothing else is taken from the file. Raises UserError if it is missing, broken, or describes a
+    network that computes something other than GPT-2.
+    """
+    try:
+        config = {"model_type": None, **json.loads(Path(path).read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not a GPT-2's config.json ({type(error).__name__}): name a "
+                        "folder that save_pretrained wrote") from None
+    for key, value in GPT2_IS.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{path} says {key} = {config[key]}, and the network here has {value}: "
+                            "name a GPT-2")
+    sizes = {ours: config[theirs] for ours, theirs in SIZES.items() if theirs in config}
+    for key, value in sizes.items():
+        if type(value) is not int or not 1 <= value <= (1000 if key == "n_layer" else 10**6):
+            raise UserError(f"{path} says {SIZES[key]} = {value!r}: name a GPT-2")
+    return sizes
+
+
+def write_pretrained(folder, sizes, state_dict):
+    """Write config.json and model.safetensors, which transformers' GPT2LMHeadModel opens.
+
+    sizes: GPTConfig's fields. state_dict: the weights under our names, which are also theirs.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: (v.t() if k.endswith(TRANSPOSED) else v).contiguous().cpu()
+             for k, v in state_dict.items() if k != "lm_head.weight"}  # tied to wte
+    with whole(folder / "model.safetensors") as path:
+        save_file(state, path, metadata={"format": "pt"})
+    config = {theirs: sizes[ours] for ours, theirs in SIZES.items()} | dict(
+        architectures=["GPT2LMHeadModel"], model_type="gpt2", dtype="float32",
+        n_ctx=sizes["block_size"], n_inner=None, activation_function="gelu_new",
+        layer_norm_epsilon=1e-5, tie_word_embeddings=True,
+        bos_token_id=sizes["vocab_size"] - 1, eos_token_id=sizes["vocab_size"] - 1,
+        attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)  # trained without dropout
+    with whole(folder / "config.json") as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
