@@ -10,6 +10,9 @@ what they are made of. If a run is stopped, give the same command again: it resu
 are the same as if it had never stopped.
 """
 
+# imported first, so that Ctrl-C ends the program without a traceback from here on
+from nanogpt.common import UserError, parse, run
+
 import base64
 import functools
 import json
@@ -30,10 +33,11 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from nanogpt.common import UserError, check_writable, digest, parse, run, whole
+from nanogpt.disk import check_writable, digest, whole
 from nanogpt.sources import (
     HUB, bytes_to_download, estimate_tokens, find_source, open_parquet, read_texts,
 )
+from nanogpt.terminal import ctrl_c_stays
 from nanogpt.tokenizer import TOKENIZERS, encode, encoding
 
 WINDOW = 64  # row groups whose documents are shuffled among each other
@@ -75,8 +79,8 @@ def check_disk(config, source, n_tokens, n_done):
                       if path.exists())
         disk = folder.stat().st_dev
         needs[disk] = (needs.get(disk, (folder, 0))[0], needs.get(disk, (folder, 0))[1] + need)
-    print(f"needs about {2 * max(0, n_tokens - n_done) / 1e9:.1f} GB for shards and "
-          f"{download / 1e9:.1f} GB for the download, in the hub's cache")
+    print(f"needs about {2 * max(0, n_tokens - n_done) / 1e9:.1f} GB for shards"
+          + f" and {download / 1e9:.1f} GB for the download, in the hub's cache" * (download > 0))
     for folder, need in needs.values():
         free = shutil.disk_usage(folder).free
         if need > free:
@@ -175,7 +179,7 @@ def tokenise(path, group, tokenizer, encoder="tiktoken"):
 
 def tokenised(config, source, pool, start=None):
     """(first row group, documents end to end) of every window, in order, however many workers there
-    are and however fast. Two tasks per worker wait at most, so memory stays bounded."""
+    are and however fast. At most two tasks per worker, or two windows, are under way at a time."""
     waiting, task = deque(), tokenise
     if config.encoder == "gigatoken":
         task = functools.partial(tokenise, encoder="gigatoken")
@@ -190,11 +194,12 @@ def tokenised(config, source, pool, start=None):
             tokens = np.concatenate([*(documents[i] for i in order), rest])
         return window[0], tokens
 
+    submit = ctrl_c_stays()(pool.submit)  # this starts the workers
     for window in windows(config, source, start):
-        futures = [pool.submit(task, source.path(file), group, config.tokenizer)
+        futures = [submit(task, source.path(file), group, config.tokenizer)
                    for file, group in window]
         waiting.append((window, futures))
-        if sum(len(futures) for _, futures in waiting) >= 2 * config.workers:
+        if len(waiting) > 1 and sum(len(each) for _, each in waiting) >= 2 * config.workers:
             yield finish()
     while waiting:
         yield finish()
@@ -240,6 +245,9 @@ def keep_whole_shards(out, manifest):
     for i, shard in enumerate(manifest["shards"]):
         try:
             n_tokens = len(np.lib.format.open_memmap(out / shard["file"], mode="r"))
+        except (PermissionError, IsADirectoryError) as error:  # it may be whole
+            raise UserError(f"cannot read {out / shard['file']} ({error.strerror}): fix that, "
+                            "then run it again") from None
         except Exception:  # a damaged header fails in numpy in a dozen ways
             n_tokens = 0
         if n_tokens != shard["tokens"]:

@@ -12,16 +12,19 @@ which does not punish an ending for being long. Guessing gives 25%.
 Scores of OpenAI's weights on all 10,042 validation examples:
 
     model     this method (acc / acc_norm)     Eleuther's harness (acc / acc_norm)
-    gpt2      0.2859 / 0.2955                  28.92 / 31.14
-    gpt2-xl   0.3842 / 0.4893                  40.04 / 50.89
+    gpt2      0.2859 / 0.2955                  0.2892 / 0.3114
+    gpt2-xl   0.3842 / 0.4893                  0.4004 / 0.5089
 
-The harness asks differently: it puts the activity's label before the context, capitalises the
+The harness asks differently: it puts the activity's label before the context, capitalizes the
 context's second part, removes WikiHow's marks ([header], [title], [step]), and for acc_norm divides
 by the ending's characters where this method divides by its tokens. Compare within a column only.
 The standard error at 10,042 examples is about 0.0046: smaller differences mean nothing.
 
 Dataset: Zellers et al. 2019, "HellaSwag: Can a Machine Really Finish Your Sentence?"
 """
+
+# imported first, so that Ctrl-C ends the program without a traceback from here on
+from nanogpt.common import UserError, hub_file, needs_network, parse, run
 
 import json
 import math
@@ -34,11 +37,11 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from nanogpt.common import UserError, hub_file, hub_offline, needs_network, parse, run
 from nanogpt.cpu import using
 from nanogpt.ranks import find_device
-from nanogpt.tokenizer import get_tokenizer, tokenizer_name
+from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.trial import try_products
+from nanogpt.weights import load_model
 
 HUB = "Rowan/hellaswag"
 
@@ -57,23 +60,39 @@ def load_examples(source=HUB, limit=None):
     if not Path(source).is_file():
         raise UserError(f"no HellaSwag file {source}: name a .jsonl file, or {HUB} for the hub's")
     examples = []
-    with open(source, encoding="utf-8", errors="replace") as file:
+    with open(source, "rb") as file:
         for number, line in enumerate(file, start=1):
             if limit is not None and len(examples) >= limit:
                 break
+            if not (line := line.removeprefix(b"\xef\xbb\xbf")).strip():  # Windows marks UTF-8 so
+                continue
             try:
-                examples.append(check_example(json.loads(line)))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                examples.append(check_example(json.loads(line.decode("utf-8"))))
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(f"{source} line {number} is not a HellaSwag example "
-                                f"({type(error).__name__}: {error}): fix or remove it") from None
+                                f"({what_it_is(line, error)}") from None
     if not examples:
         raise UserError(f"{source} holds no examples: name a .jsonl file with one per line")
     return examples
 
 
+def what_it_is(line, error):
+    """Why a line is not an example, and the way out, as the end of a message in brackets."""
+    others = {b"[": "a JSON array", b"\x1f\x8b": "gzip", b"PAR1": "parquet", b"PK": "zip"}
+    for kind in (others[begin] for begin in others if line.startswith(begin)):
+        return f"this is {kind}): name a .jsonl file, one example on each line"
+    if b"\0" in line or isinstance(error, UnicodeDecodeError):
+        return "this is not UTF-8): save the file as UTF-8"
+    reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    return f"{reason}): fix or remove it"
+
+
 def check_example(example):
     """A dict with a context, four endings and a label 0-3 (a string on the hub), or ValueError."""
-    ctx, endings, label = example["ctx"], example["endings"], str(example["label"])
+    ctx, endings, label = (example.get(key) for key in ("ctx", "endings", "label"))
+    if label in (None, ""):
+        raise ValueError("no label: the test split has none, take validation")
+    label = str(label).removesuffix(".0")  # pandas makes 3.0 of a 3
     if not isinstance(ctx, str) or not ctx:
         raise ValueError("ctx is not text")
     if not isinstance(endings, list) or len(endings) != 4 or not all(
@@ -93,7 +112,7 @@ def download_examples():
         path = hub_file(HUB, "default/validation/0000.parquet", repo_type="dataset",
                         revision="refs/convert/parquet")
         rows = pyarrow.parquet.read_table(path, columns=["ctx", "endings", "label"]).to_pylist()
-    return [check_example(row) for row in rows]
+        return [check_example(row) for row in rows]
 
 
 def cut_examples(text, n, chars=(64, 32), seed=0):
@@ -130,6 +149,7 @@ class Encoded:
     rows: list[list[int]]
     n_ending: list[int]
     label: int
+    number: int  # in its file, from 1
 
 
 def encode(examples, enc, block_size):
@@ -139,13 +159,13 @@ def encode(examples, enc, block_size):
     last one is only ever a target. Returns a list of Encoded.
     """
     encoded = []
-    for example in examples:
+    for number, example in enumerate(examples, start=1):
         ctx = enc.encode_ordinary(example["ctx"])
         # GPT-2's tokens carry the space before the word, so an ending is encoded with its own
         endings = [enc.encode_ordinary(" " + ending) for ending in example["endings"]]
         rows = [(ctx + ending)[-(block_size + 1) :] for ending in endings]
         n_ending = [min(len(end), len(row) - 1) for end, row in zip(endings, rows, strict=True)]
-        encoded.append(Encoded(rows, n_ending, example["label"]))
+        encoded.append(Encoded(rows, n_ending, example["label"], number))
     return encoded
 
 
@@ -274,6 +294,9 @@ def count_correct(model, encoded, device, ddp_rank=0, ddp_world_size=1, progress
             break
         labels = torch.tensor([example.label for example in batch])
         sums, means = (score_packed if fast else score)(model, batch, device)
+        for example, row in zip(batch, sums.tolist(), strict=True):
+            if not all(map(math.isfinite, row)):  # argmin would choose a NaN
+                raise UserError(f"example {example.number} scores {row}: take other weights")
         counts[0] += (sums.argmin(dim=1) == labels).sum()
         counts[1] += (means.argmin(dim=1) == labels).sum()
         counts[2] += len(batch)
@@ -301,30 +324,6 @@ class Config:
     """cuda, mps, cpu, or auto: the first of them that is available"""
 
 
-def load_model(name_or_folder, device):
-    """Any causal language model of transformers, from safetensors, in fp32, in evaluation mode."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    if is_folder := Path(name_or_folder).is_dir():
-        logging.disable_progress_bar()  # a download deserves its bar
-    offline = is_folder or hub_offline(name_or_folder)
-    with needs_network(f"the model {name_or_folder}",
-                       "name gpt2 (online), or a folder with config.json and model.safetensors"):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            name_or_folder, local_files_only=offline, use_safetensors=True, dtype=torch.float32,
-            trust_remote_code=False, output_loading_info=True)
-    if absent := sorted(info["missing_keys"]):  # transformers went on with random numbers there
-        raise UserError(f"{name_or_folder} lacks weights of its config.json, {absent[0]} for one: "
-                        "name a folder that holds them all")
-    model = model.to(device).eval()
-    if model.config.model_type == "gpt2":  # the only kind known to read such a mask correctly
-        model.hidden = lambda idx, pos, mask: model.transformer(
-            idx, position_ids=pos, attention_mask=mask, use_cache=False).last_hidden_state
-    return model
-
-
 def main():
     config = parse(Config(), sys.argv[1:], "hellaswag.py", __doc__)
     if config.limit is not None and config.limit < 1:
@@ -332,8 +331,12 @@ def main():
     device = find_device(config.device)
     examples = load_examples(config.data, config.limit)
     model = load_model(config.model, device)
+    for ids in TOKENIZERS.values():  # some pad GPT-2's vocabulary for speed
+        if model.config.model_type == "gpt2" and 0 < (more := model.config.vocab_size - ids) < 128:
+            print(f"{config.model}: left out {more} of {ids + more} ids, which no token has")
+            model.resize_token_embeddings(ids)
     enc = get_tokenizer(tokenizer_name(model.config.vocab_size))
-    encoded = encode(examples, enc, model.config.max_position_embeddings)
+    encoded = encode(examples, enc, getattr(model.config, "max_position_embeddings", None) or 1024)
 
     library = try_products(model, 1024)["forward"] if device.type == "cpu" else "plain"
     with using(library):

@@ -5,10 +5,13 @@
     torchrun --standalone --nproc_per_node=8 train_gpt2.py                            # eight GPUs
 
 The first word after the name is a preset; flags change single settings; `--help` lists them all.
-GPT-2's network: learned positions, pre-norm blocks, tanh GELU, biases everywhere, no dropout, and
-one matrix that reads tokens and writes them.
+GPT-2's network, without its dropout: learned positions, pre-norm blocks, tanh GELU, biases in every
+block, and tied embeddings: one matrix both reads and writes tokens.
 Read from top to bottom: network, configuration, data, optimizer, training step, evaluation, main.
 """
+
+# imported first, so that Ctrl-C ends the program without a traceback from here on
+from nanogpt.common import PLAIN, UserError, did_you_mean, parse, run
 
 import contextlib
 import functools
@@ -31,7 +34,6 @@ from tqdm import tqdm
 
 import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
-from nanogpt.common import UserError, parse, run
 from nanogpt.cpu import keep_memory, quicken
 from nanogpt.guard import Spikes, Stop, find_fault
 from nanogpt.muon import Muon, MuonAdamW
@@ -58,7 +60,7 @@ from nanogpt.weights import TRANSPOSED, check_names, read_pretrained, write_pret
 class GPTConfig:
     """Sizes of the network; the defaults are GPT-2 124M's."""
 
-    block_size: int = 1024  # longest sequence: as many position embeddings
+    block_size: int = 1024  # longest sequence, so also the number of position embeddings
     vocab_size: int = 50257  # 50,000 merges, 256 bytes, 1 end-of-text
     n_layer: int = 12
     n_head: int = 12
@@ -71,7 +73,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         if config.n_embd % config.n_head:
-            raise UserError(f"--n-embd {config.n_embd} does not divide by --n-head {config.n_head}")
+            raise UserError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
         self.n_head = config.n_head
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads at once
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
@@ -125,7 +127,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """GPT-2. Parameters are named and shaped as in the published checkpoints."""
 
-    vocab_multiple = 1  # the product with the vocabulary is padded to a multiple of it
+    vocab_multiple = 1  # lm_head's matrix product is padded to a multiple of this many ids
     loss_rows = 0  # compute the loss this many positions at a time; 0: all at once
     recompute = False  # activation checkpointing: recompute each block in the backward pass
 
@@ -187,8 +189,8 @@ class GPT(nn.Module):
             return None, self.loss_in_parts(x.flatten(0, 1), targets.flatten())
         V = self.config.vocab_size
         if missing := -V % self.vocab_multiple:
-            # 50,257 is odd, and a GPU's kernels like powers of two: rows of zeros make it 50,304 =
-            # 64 * 786. They exist in this product alone, so no id past the vocabulary can win.
+            # 50,257 is odd, and a GPU's kernels are faster on multiples of 64: rows of zeros make
+            # it 64 * 786 = 50,304. They exist only in this product, so no such id can be sampled.
             logits = F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, missing)))[..., :V]
         else:
             logits = self.lm_head(x)
@@ -198,14 +200,14 @@ class GPT(nn.Module):
         return logits, loss
 
     def loss_in_parts(self, x, targets):
-        """Mean loss of x (rows, C) in nats, with logits for at most loss_rows rows at a time: each
-        part's gradients are computed together with its loss, then its logits are freed."""
+        """Mean loss of x (rows, C) in nats, with logits for at most loss_rows rows at a time: the
+        backward pass computes each part's logits again."""
         weight, kind = self.lm_head.weight, x.device.type
         if torch.is_autocast_enabled(kind):  # autocast does not cover linear_cross_entropy
             x, weight = (t.to(torch.get_autocast_dtype(kind)) for t in (x, weight))
-        options = nn.LinearCrossEntropyOptions(
-            batch_chunk_size=self.loss_rows, allow_retain_graph=torch.compiler.is_compiling())
-        return F.linear_cross_entropy(x, weight, targets, options=options)
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=self.loss_rows)
+        losses = F.linear_cross_entropy(x, weight, targets, reduction="none", options=options)
+        return losses.sum(dtype=self.lm_head.weight.dtype) / (targets != -100).sum()  # not in bf16
 
     def num_params(self):
         """Number of parameters, the shared matrix counted once: 124,439,808 for GPT-2 124M."""
@@ -213,7 +215,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=50, generator=None, eot=None):
-        """Continue idx (B, T) by max_new_tokens sampled tokens: (B, T + max_new_tokens).
+        """Continue idx (B, T) with max_new_tokens sampled tokens: (B, T + max_new_tokens).
 
         temperature 0 takes the likeliest token; top_k None chooses among all. generator: a
         torch.Generator on idx's device, so that sampling leaves the global state alone. eot: an
@@ -230,6 +232,8 @@ class GPT(nn.Module):
                 x = self.hidden(idx[:, -block_size:])
             # (B, V): the last position predicts the next
             logits = self.lm_head(x[:, -1]).float().expand(len(idx), -1)
+            if not logits.isfinite().all():
+                raise UserError("the network's logits are NaN or infinite: take other weights")
             if temperature < 1e-6:  # below, the division overflows
                 next_idx = logits.argmax(dim=-1, keepdim=True)
             else:
@@ -243,29 +247,26 @@ class GPT(nn.Module):
         return idx
 
     @classmethod
-    def from_pretrained(cls, name_or_folder):
+    def from_pretrained(cls, name_or_folder, vocab_size=None, verbose=False):
         """GPT-2's weights, from the hub by name or from a folder in transformers' layout.
 
         name_or_folder: gpt2 (124M), gpt2-medium (350M), gpt2-large (774M), gpt2-xl (1558M), or a
         folder with config.json and model.safetensors. Raises UserError for anything else.
+        vocab_size: leave out padding, up to 127 rows past it; verbose: and say so.
         """
-        sizes, tensors = read_pretrained(name_or_folder)
+        sizes, tensors = read_pretrained(name_or_folder, vocab_size, verbose)
         model = cls(GPTConfig(**sizes))
         model.load_transformers_state(tensors, name_or_folder)
         return model
 
     @torch.no_grad()
     def load_transformers_state(self, tensors, source="the state dict"):
-        """Copy tensors that go by transformers' names. source: where they come from, for errors."""
+        """Copy in tensors named as in transformers. source: where they come from, for errors."""
         sd = self.state_dict()
         tensors = check_names(tensors, sd, source)
         for k in sd:
             # (in, out) there, for a Conv1D; (out, in) here, for nn.Linear
-            t = tensors[k].t() if k.endswith(TRANSPOSED) else tensors[k]
-            if t.shape != sd[k].shape:
-                raise UserError(f"{source}: {k} has the shape {tuple(t.shape)}, and its "
-                                f"config.json asks for {tuple(sd[k].shape)}")
-            sd[k].copy_(t)
+            sd[k].copy_(tensors[k].t() if k.endswith(TRANSPOSED) else tensors[k])
 
     def save_pretrained(self, folder, state_dict=None):
         """Write config.json and model.safetensors, which GPT2LMHeadModel.from_pretrained opens.
@@ -302,7 +303,7 @@ class Cache:
 class TrainConfig:
     """Every setting of a run; each is a flag. The defaults are the video's run."""
 
-    data: str = "edu_fineweb10B"  # a folder of shards, or pydoc: the manual that Python brings
+    data: str = "edu_fineweb10B"  # a folder of shards, or pydoc: the manual included with Python
     out_dir: str = "log/gpt2-124M"  # folder for the log, the curves and the checkpoints
     init_from: str = ""  # start from these weights: gpt2 ... gpt2-xl, or a folder; sets the sizes
     n_layer: int = 12  # blocks
@@ -327,7 +328,7 @@ class TrainConfig:
     hellaswag: str = hellaswag.HUB
     """the hub's dataset, a .jsonl file, "heldout" (endings cut from validation text) or "none" """
     hellaswag_limit: int | None = None  # score the first N examples; None: all (heldout: 1,000)
-    prompt: str = "Hello, I'm a language model,"  # the samples continue it
+    prompt: Annotated[str, PLAIN] = "Hello, I'm a language model,"  # the samples continue it
     sample_tokens: int = 32  # new tokens in each of the four samples; 0: no samples
     temperature: float = 1.0  # of the samples; lower is less random, 0 takes the likeliest token
     checkpoint_every: int = 5000  # steps between checkpoints; also at the end
@@ -381,7 +382,8 @@ def parse_args(args):
     args = list(args)
     name = args.pop(0) if args and not args[0].startswith("-") else "gpt2-124M"
     if name not in PRESETS:
-        raise UserError(f"no preset {name}: choose one of {', '.join(PRESETS)}")
+        raise UserError(f"no preset {name}{did_you_mean(name, PRESETS)}: choose one of "
+                        f"{', '.join(PRESETS)}")
     about = f"{__doc__}\nPresets: {', '.join(PRESETS)}. The defaults below are {name}'s."
     return parse(PRESETS[name], args, f"train_gpt2.py {name}", about)
 
@@ -405,13 +407,13 @@ def check_config(config, ddp_world_size):
     if config.seed >= 2**63:
         raise UserError(f"--seed {config.seed}: give less than 2**63")
     if config.profile and config.profile + 3 > (config.max_steps or math.inf):
-        raise UserError(f"--profile {config.profile} of {config.max_steps} steps: three go before, "
-                        f"so give {config.max_steps - 3} or less, or more --max-steps")
+        raise UserError(f"--profile {config.profile} of {config.max_steps} steps: the first three "
+                        f"are left out, so give --max-steps {config.profile + 3} or more")
     at_once = config.B * config.T * ddp_world_size
     if config.total_batch_size % at_once:
         nearest = max(1, round(config.total_batch_size / at_once)) * at_once
-        raise UserError(f"--total-batch-size {config.total_batch_size} does not divide by B x T x "
-                        f"ranks = {config.B} x {config.T} x {ddp_world_size} = {at_once}: "
+        raise UserError(f"--total-batch-size {config.total_batch_size} is not a multiple of B x T "
+                        f"x ranks = {config.B} x {config.T} x {ddp_world_size} = {at_once}: "
                         f"try {nearest}, or another --B")
     return config.total_batch_size // at_once
 
@@ -433,7 +435,7 @@ class DataLoader:
         self.reader, self.ahead = ThreadPoolExecutor(1), {}  # {position: Future of its batch}
 
     def next_batch(self):
-        """x, y: (B, T) long, y one token ahead of x. Moves on by B T tokens for every rank."""
+        """x, y: (B, T) long, y one token ahead of x. Advances position by B T tokens per rank."""
         batch = self.ahead.pop(self.position, None) or self.reader.submit(self.read, self.position)
         tokens = batch.result()
         self.position += self.B * self.T * self.ddp_world_size
@@ -444,6 +446,7 @@ class DataLoader:
     def read(self, position):
         """This rank's B T + 1 tokens from `position` on, in pinned memory if a GPU copies them."""
         n = self.B * self.T
+        self.stream.look_at(position, n * self.ddp_world_size + 1)  # what all ranks read
         tokens = torch.from_numpy(self.stream.read(position + self.ddp_rank * n, n + 1))
         return tokens.pin_memory() if self.pinned else tokens
 
@@ -468,7 +471,7 @@ def configure_optimizer(model, weight_decay, learning_rate, kind="adamw", muon=t
         {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
     ]
-    fused = params[0].device.type in ("cuda", "cpu", "mps")  # the type, since "cuda:3" can, too
+    fused = params[0].device.type in ("cuda", "cpu", "mps")  # devices with a fused kernel
     adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
     return adamw if kind == "adamw" else MuonAdamW(
         Muon(matrices, learning_rate, weight_decay, dtype=muon), adamw)
@@ -518,7 +521,7 @@ def accumulate_gradients(t):
         x, y = (tokens.to(t.ranks.device, non_blocking=t.loader.pinned)
                 for tokens in t.loader.next_batch())
         if t.ranks.ddp:
-            # DDP decides in the forward pass whether the backward pass will synchronise, so this
+            # DDP decides in the forward pass whether the backward pass will synchronize, so this
             # comes first; until the last micro-step every rank only adds up its own gradients
             t.model.require_backward_grad_sync = micro_step == t.grad_accum_steps - 1
         with autocast(t.ranks.device, t.ranks.dtype):
@@ -594,6 +597,7 @@ def validate(model, stream, n_tokens, B, T, ranks, stop=None, compiled=None):
     """Mean loss in nats over the first n_tokens of the stream, in rows of T: the same rows for
     every B and every number of ranks. compiled: the compiled model, for batches of B rows."""
     n_rows = validation_rows(stream, n_tokens, T)
+    stream.look_at(0, n_rows * T + 1)  # what all ranks read: one of them looks at it
     mine = range(n_rows * ranks.ddp_rank // ranks.ddp_world_size,
                  n_rows * (ranks.ddp_rank + 1) // ranks.ddp_world_size)
     total = torch.zeros((), device=ranks.device)
@@ -612,7 +616,7 @@ def validate(model, stream, n_tokens, B, T, ranks, stop=None, compiled=None):
 
 
 def evaluate_hellaswag(model, encoded, ranks, stop=None):
-    """acc_norm, its standard error. Every rank scores its share; sums are added, then divided."""
+    """acc_norm and its standard error. Each rank scores some of the examples; counts are added."""
     with evaluating(model), autocast(ranks.device, ranks.dtype):
         counts = hellaswag.count_correct(model, encoded, ranks.device, ranks.ddp_rank,
                                          ranks.ddp_world_size, progress=ranks.master_process,
@@ -645,14 +649,14 @@ def evaluate(config, t, exam, stop):
     began = time.perf_counter()
     val_loss = validate(t.net, exam.val, config.val_tokens, config.B, config.T, t.ranks, stop,
                         t.compiled)
+    if not math.isfinite(val_loss):
+        raise UserError(f"validation loss {val_loss} after step {t.step}: go on with --resume and "
+                        "a lower --max-lr")
     hella = None
     if exam.encoded:
         hella = (*evaluate_hellaswag(t.net, exam.encoded, t.ranks, stop), len(exam.encoded))
     if on_any_rank(stop.asked, t.ranks):
         return None
-    if not math.isfinite(val_loss):
-        raise UserError(f"validation loss {val_loss} after step {t.step}: go on with --resume and "
-                        "a lower --max-lr")
     samples = []
     if config.sample_tokens and t.ranks.master_process:
         samples = sample(t.net, exam.enc, config.prompt, 4, config.sample_tokens,
@@ -663,12 +667,12 @@ def evaluate(config, t, exam, stop):
 # main
 
 
-def init_model(config):
+def init_model(config, verbose=False):
     """The network on the CPU: random, or from --init-from. Raises UserError if it does not fit."""
     if not config.init_from:
         return GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
                              config.n_embd))
-    model = GPT.from_pretrained(config.init_from)
+    model = GPT.from_pretrained(config.init_from, config.vocab_size, verbose)
     if model.config.vocab_size != config.vocab_size:
         raise UserError(f"--init-from {config.init_from} has {model.config.vocab_size} ids, the "
                         f"run {config.vocab_size}: choose other weights, or --vocab-size "
@@ -766,7 +770,7 @@ def main():
             for stream in train, val:
                 stream.check(progress=ranks.master_process)
         enc = get_tokenizer(tokenizer_name(config.vocab_size))
-        net = init_model(config)
+        net = init_model(config, ranks.master_process)
         encoded = hellaswag.load_run(config, enc, net.config.block_size, val)
     if config.init_from:  # the log must have the network's real sizes
         config = replace(config, n_layer=net.config.n_layer, n_head=net.config.n_head,

@@ -1,5 +1,7 @@
 """A run's state: checkpoints, complete or absent, and which of them to resume from."""
 
+import contextlib
+import errno
 import functools
 import json
 import math
@@ -7,18 +9,25 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from nanogpt.common import UserError, check_writable, digest, remove, save_file, whole
+from nanogpt.common import UserError
+from nanogpt.disk import check_writable, digest, discard, save_file, unused, whole
 from nanogpt.ranks import on_master, sum_over_ranks
 from nanogpt.report import Log, config_of, read_log
-from nanogpt.weights import TRANSPOSED
+from nanogpt.weights import TRANSPOSED, read_sizes
+
+FILES = ("config.json", "model.safetensors", "state.json", "state.safetensors")
+OURS = re.compile(  # no files but these are ever deleted; .tmp...: while they are written
+    r"(config|state|manifest)\.json|(model|state)\.safetensors|\.(config|model)\.\w+\.tmp|\.tmp\w{6}")
 
 
 def save_checkpoint(folder, t, config, rng=None, writer=None, **facts):
@@ -47,14 +56,13 @@ def write_checkpoint(folder, net, weights, tensors, facts):
     if not all(weight.isfinite().all() for weight in weights.values()):
         raise UserError(f"the weights of {folder.name} are not finite, and were not saved: go on "
                         "with --resume and a lower --max-lr")
-    with whole(folder) as path:
+    with whole(folder, OURS) as path:
         net.save_pretrained(path, weights)
         save_file(tensors, path / "state.safetensors")
         (path / "state.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         files = {file.name: digest(file) for file in sorted(path.iterdir())}
         (path / "manifest.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
-    keep, keep_every = facts["config"]["keep"], facts["config"]["keep_every"]
-    remove_old(folder.parent, facts["step"], keep, keep_every)
+    remove_old(folder.parent, facts["step"], facts["config"]["keep"], facts["config"]["keep_every"])
 
 
 def remove_old(out_dir, step, keep, keep_every):
@@ -62,15 +70,13 @@ def remove_old(out_dir, step, keep, keep_every):
     older = [(n, folder) for n, folder in find_checkpoints(out_dir) if n <= step]
     for number, folder in older[:-keep] if keep else []:
         if not keep_every or number % keep_every:
-            aside = folder.with_name(f".{folder.name}.old")
-            os.replace(folder, aside)  # at once: half a folder must never have a checkpoint's name
-            remove(aside)
+            discard(folder, OURS)
 
 
 def find_checkpoints(out_dir):
     """(step, folder) of every checkpoint in a run's folder, the oldest first."""
     named = ((re.fullmatch(r"checkpoint_([0-9]{6,})", path.name), path)
-             for path in Path(out_dir).glob("checkpoint_*"))
+             for path in Path(out_dir).iterdir())  # glob would find none if it may not look
     return sorted((int(match[1]), path) for match, path in named if match)
 
 
@@ -87,11 +93,12 @@ def read_json(path):
 
 
 def read_facts(step, folder):
-    """A checkpoint's state.json. Raises Damaged if a file is missing, changed or unlisted."""
+    """A checkpoint's state.json. Raises Damaged if a file that it needs or lists is missing or
+    changed, UserError if it may be whole, but cannot be read now. Other files may be there."""
     try:
         listed = read_json(folder / "manifest.json")
-        there = {path.name for path in folder.iterdir() if path.name[0] != "."} - {"manifest.json"}
-        for name in sorted(listed.keys() | there):
+        there = {path.name for path in folder.iterdir()}
+        for name in sorted({*FILES, *listed}):
             if name not in there:
                 raise Damaged(f"{folder}: {name} is missing")
             if name not in listed:
@@ -103,17 +110,27 @@ def read_facts(step, folder):
                      spikes=dict)
         if facts["step"] != step or any(type(facts[k]) is not kind for k, kind in kinds.items()):
             raise Damaged(f"{folder}: state.json is not of step {step}")
+        if type(facts.setdefault("chosen", {})) is not dict:  # older checkpoints have none
+            raise Damaged(f"{folder}: state.json says chosen = {facts['chosen']}")
         for window in facts["spikes"].values():
-            list(map(float, window))  # raises unless all of them are numbers
+            if not all(map(math.isfinite, window)):  # raises unless all of them are numbers
+                raise Damaged(f"{folder}: state.json has losses or norms that are not finite")
         return facts
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Damaged(f"{folder} ({type(error).__name__}: {error})") from None
+        lost = None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO  # None: no OSError
+        if getattr(error, "errno", None) in lost:
+            raise Damaged(f"{folder} ({type(error).__name__}: {error})") from None
+        raise UserError(f"cannot read {folder} ({error.strerror}): fix that, or move it "
+                        "elsewhere") from None
 
 
 def read_tensors(folder):
     """All tensors of a checkpoint by name: weights, optimizer state, random states."""
     folder = Path(folder)
-    return load_file(folder / "model.safetensors") | load_file(folder / "state.safetensors")
+    try:
+        return load_file(folder / "model.safetensors") | load_file(folder / "state.safetensors")
+    except (OSError, SafetensorError) as error:  # somebody moved it a moment ago
+        raise UserError(f"cannot read {folder} ({error}): start again with --resume") from None
 
 
 @torch.no_grad()
@@ -158,7 +175,7 @@ HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "seed",
         "optimizer")  # Muon's averages are not AdamW's
 
 
-def changed_settings(config, facts, shards):
+def changed_settings(config, facts, shards, max_steps=math.inf):
     """{setting: [then, now]} where they differ. Raises UserError if this run cannot resume."""
     then, now = {"optimizer": "adamw"} | facts["config"], asdict(config)
     changed = {name: [then.get(name), now[name]] for name in now
@@ -166,14 +183,14 @@ def changed_settings(config, facts, shards):
     for name in HELD:
         if name in changed:
             raise UserError(f"{config.out_dir} was begun with --{name.replace('_', '-')} "
-                            f"{changed[name][0]}, not {changed[name][1]}: go on with that, or "
+                            f"{changed[name][0]}, not {changed[name][1]}: give that value, or "
                             "choose another --out-dir")
     if facts["shards"] != shards:
         raise UserError(f"--data {config.data} does not hold the training shards that "
                         f"{config.out_dir} was begun with: name those, or choose another --out-dir")
-    if facts["step"] > (config.max_steps or math.inf):
-        raise UserError(f"--max-steps {config.max_steps}: {config.out_dir} is at step "
-                        f"{facts['step']} already: give more, or choose another --out-dir")
+    if facts["step"] > max_steps:
+        raise UserError(f"--max-steps {max_steps}: {config.out_dir} is at step {facts['step']} "
+                        "already: give more, or choose another --out-dir")
     return changed
 
 
@@ -189,8 +206,8 @@ def check_room(config, model, first, max_steps):
         n = min(n, max(1, config.keep + 1 - there) + max_steps // stay - first // stay)
     free = shutil.disk_usage(config.out_dir).free
     if n * size > free:
-        raise UserError(f"{config.out_dir}: {n} checkpoints of {size / 1e6:,.1f} MB are to come, "
-                        f"and {free / 1e6:,.1f} MB are free: make room, or choose --keep 1, a "
+        raise UserError(f"{config.out_dir}: the run will write {n} checkpoints of {size / 1e6:,.1f}"
+                        f" MB, but {free / 1e6:,.1f} MB are free: make room, or choose --keep 1, a "
                         "larger --checkpoint-every or another --out-dir")
 
 
@@ -201,13 +218,14 @@ def find_whole(config, shards, log, net, max_steps):
     for step, folder in reversed(find_checkpoints(config.out_dir) if config.resume else []):
         try:
             facts = read_facts(step, folder)
-            changed = changed_settings(config, facts, shards)
+            changed = changed_settings(config, facts, shards, max_steps)
+            if (n := read_sizes(folder / "config.json").get("block_size")) != net.config.block_size:
+                raise UserError(f"{folder} has {n} positions: give the same --init-from as before")
             check_room(config, net, step, max_steps)
             if log.size() >= (size := facts["log_size"]):
                 config_of(read_log(log.path, size), log.path)
                 if log.path.read_bytes()[size - 1 : size] != b"\n":
-                    raise UserError(f"{log.path} is not the log of {folder}: remove it, and the "
-                                    "run starts a new one")
+                    raise UserError(f"{log.path} is not the log of {folder}: remove or replace it")
             return facts | {"folder": str(folder), "changed": changed}
         except Damaged as error:
             print(f"passed over {error}")
@@ -218,10 +236,13 @@ def find_whole(config, shards, log, net, max_steps):
 def clear_folder(out_dir):
     """Make room for a new run: checkpoints of an earlier one move to a folder earlier_N."""
     if earlier := find_checkpoints(out_dir):
-        names = (Path(out_dir, f"earlier_{number}") for number in range(1, sys.maxsize))
-        aside = next(path for path in names if not path.exists())
+        aside = unused(out_dir, "earlier")
         aside.mkdir()
         for _, folder in earlier:
+            if folder.is_symlink():  # to another disk, perhaps by a path that begins here
+                link = folder.with_name(f".{folder.name}.tmp")
+                link.symlink_to(folder.resolve(), target_is_directory=True)
+                os.replace(link, folder)
             os.replace(folder, aside / folder.name)
         print(f"set aside {len(earlier)} checkpoints of an earlier run: {aside}")
 
@@ -245,7 +266,8 @@ class RunFolder:
         self.writer.shutdown()
         if kind and self.saving and self.saving.exception():  # reported besides the run's error
             print(f"error: the last checkpoint: {self.saving.exception()}", file=sys.stderr)
-        self.lock.release()  # the system does so too, however the process ends
+        with contextlib.suppress(OSError):  # the system does so too, however the process ends
+            self.lock.release()
 
     def open(self, stream, net, max_steps):
         """The facts of the checkpoint to resume from, on every rank, or {}. stream: the training
@@ -257,18 +279,32 @@ class RunFolder:
 
     def look(self, net, max_steps):
         """The master's part of open()."""
-        check_writable(self.config.out_dir)
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"another run is at work in {self.config.out_dir}: wait for its end, "
-                            "or choose another --out-dir") from None
+        check_writable(self.config.out_dir, "log.txt", "curves.png", "trace.json")
+        self.take_lock()
         for half in Path(self.config.out_dir).glob(".checkpoint_*"):  # killed while it was written
-            remove(half)
+            if re.fullmatch(r"\.checkpoint_[0-9]{6,}\.(tmp|old)", half.name):
+                discard(half, OURS)
         saved = find_whole(self.config, self.shards, self.log, net, max_steps)
         if not saved:
             clear_folder(self.config.out_dir)
         return saved
+
+    def take_lock(self):
+        """Keep other runs out of the folder, if its disk has locks. Raises UserError."""
+        out_dir, lock = self.config.out_dir, Path(self.lock.lock_file)
+        missing = errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP
+        warnings.filterwarnings("ignore", "flock not supported")  # a file with the owner must do
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            ended = f", or remove {lock} if it has ended" if lock.stat().st_size else ""
+            raise UserError(f"another run is at work in {out_dir}: wait for its end, or choose "
+                            f"another --out-dir{ended}") from None
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", errno.ENOSYS) not in missing:
+                raise UserError(f"cannot lock {lock} ({error.strerror}): choose another --out-dir"
+                                ) from None
+            print(f"the disk of {out_dir} has no locks: start no second run there")
 
     def save(self, t):
         """Save a checkpoint of `t` in the background, unless this step already has one."""
@@ -301,5 +337,7 @@ class RunFolder:
                 raise self.log.error
             return self.log.size()
         except OSError as error:
-            raise UserError(f"cannot write to {self.config.out_dir} ({error}): make room there, "
-                            "then go on with --resume") from None
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise UserError(f"cannot write to {self.config.out_dir} ({error}): "
+                            + ("make room there" if full else "fix that")
+                            + ", then go on with --resume") from None

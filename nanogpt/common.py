@@ -1,13 +1,15 @@
-"""What all programs share: errors of one line, flags, whole files, the hub."""
+"""What all programs share: one-line errors, flags, whole files, the hub."""
+
+from nanogpt import __version__, terminal  # first: Ctrl-C ends in silence from here on
 
 import contextlib
-import hashlib
+import difflib
 import logging
 import os
+import platform
 import re
-import shutil
+import shlex
 import sys
-from pathlib import Path
 
 import tyro
 
@@ -16,9 +18,10 @@ class UserError(ValueError):
     """Something the user can fix. The message names the thing, its value and the way out."""
 
 
+@terminal.readers_may_leave()
+@terminal.interruptible()
 def run(main):
     """Call main(); what the user can fix becomes one line on stderr and exit status 2."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # samples on a terminal of another code page
     try:
         main()
     except (UserError, OSError) as error:  # OSError: the disk is full, a file may not be read
@@ -34,11 +37,31 @@ def run(main):
             print("error: another process of this run has ended: its own line says why",
                   file=sys.stderr)
         else:
+            say_where_to_report(error)
             raise
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        say_where_to_report(error)
+        raise
+
+
+def say_where_to_report(error):
+    """Have the traceback of a mistake in the program end with what to do about it."""
+    if hasattr(error, "add_note"):  # since Python 3.11
+        error.add_note("This is a bug: please report it as an issue, with the command, these lines "
+                       "and what --version prints.")
+
+
+def versions():
+    """What a report needs: the versions of the lecture, Python, torch and the system; devices."""
+    import torch
+
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    devices = ", ".join(cards) or f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+    return (f"lecture {__version__}, Python {platform.python_version()}, torch "
+            f"{torch.__version__}, {platform.platform()}, {devices}")
 
 
 def parse(config, args, prog, description):
@@ -48,9 +71,22 @@ def parse(config, args, prog, description):
     `--compile` and `--no-compile` are short for `--compile=True` and `--compile=False`: to tyro, a
     field that may also be None (decide by the device) is not a plain on/off flag.
     """
+    if "--version" in args:
+        print(versions())
+        sys.exit()
     short = {"--compile": "--compile=True", "--no-compile": "--compile=False"}
     return tyro.cli(type(config), default=config, prog=prog, description=description,
                     args=[short.get(arg, arg) for arg in args])
+
+
+# for a text whose default --help shows as it is, and not as a shell would have to quote it
+PLAIN = tyro.conf.arg(help_behavior_hint=lambda s: f"(default: {' '.join(shlex.split(s))})")
+
+
+def did_you_mean(word, words):
+    """" (did you mean WORD?)", with the one of `words` that is most like `word`, or ""."""
+    found = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 @contextlib.contextmanager
@@ -90,79 +126,3 @@ def hub_file(repo_id, file, **where):
 
     offline = hub_offline(repo_id, where.get("repo_type", "model"))
     return huggingface_hub.hf_hub_download(repo_id, file, local_files_only=offline, **where)
-
-
-@contextlib.contextmanager
-def whole(path):
-    """Yield a temporary path in the same folder; rename it to `path` if the block raises nothing.
-
-    A file or a folder appears under its name complete or not at all, even if the program or the
-    machine stops: its contents are on the disk before its name is.
-    """
-    path = Path(path)
-    temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
-    remove(temporary)
-    try:
-        yield temporary
-        for part in [*temporary.rglob("*"), temporary]:
-            sync(part)
-        if path.is_dir() or path.exists() and temporary.is_dir():  # it cannot be replaced directly
-            remove(old)
-            os.replace(path, old)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        remove(temporary)
-    remove(old)
-
-
-def sync(path):
-    """fsync a file, or a folder's list of names: wait until it is on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no such call for folders
-    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def remove(path):
-    """Delete a file or a folder, if there is one."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def save_file(tensors, path, metadata=None):
-    """safetensors' save_file, but a full disk raises OSError, as it does everywhere else."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file as save
-
-    try:
-        save(tensors, path, metadata)
-    except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from None
-
-
-def digest(path):
-    """[size in bytes, SHA-256 in hex] of a file."""
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            sha.update(part)
-        return [file.tell(), sha.hexdigest()]
-
-
-def check_writable(folder):
-    """Make `folder`, then write and delete a file in it. Raises UserError if that fails."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(f"cannot write to {folder} ({reason}): choose another folder") from None

@@ -11,20 +11,24 @@ from nanogpt.ranks import autocast, sum_over_ranks
 
 
 class Stop:
-    """A request to stop: SIGTERM or SIGUSR1 (Slurm, rented machines), or Ctrl-C.
+    """A request to stop: SIGTERM or SIGUSR1 (Slurm, rented machines), SIGHUP (the connection to
+    your terminal drops), or Ctrl-C.
 
     The handler only remembers the signal; the training loop checks `asked` between steps. A second
-    Ctrl-C kills the process. Windows has no SIGUSR1.
+    Ctrl-C kills the process. Signals that are ignored at the start stay ignored (nohup).
     """
 
     def __init__(self):
         self.asked = ""  # the signal's name
-        names = [name for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+        wanted = ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")
+        names = [name for name in wanted if hasattr(signal, name)  # Windows lacks two
+                 and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
         self.before = {name: signal.signal(getattr(signal, name), self.remember) for name in names}
 
     def remember(self, number, frame):
         self.asked = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if "SIGINT" in self.before:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def __enter__(self):
         return self
@@ -50,11 +54,12 @@ class Spikes:
         self.high = {}
         for kind, value in values.items():
             window = self.seen[kind]
+            if not math.isfinite(value):  # float16 overflows now and then
+                continue
             if len(window) == self.WINDOW and (spread := np.std(window)) > 0:
                 z = min(float((value - np.mean(window)) / spread), 1e6)  # JSON has no infinity
                 self.high |= {kind: z} if z > min(self.MARK, self.skip_above) else {}
-            if math.isfinite(value):  # float16 overflows now and then
-                self.seen[kind] = [*window, value][-self.WINDOW :]
+            self.seen[kind] = [*window, value][-self.WINDOW :]
         self.skipped = any(z > self.skip_above for z in self.high.values())
 
 

@@ -60,7 +60,7 @@ class Muon(torch.optim.Optimizer):
             alike = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    if p not in self.state:
+                    if not self.state[p]:  # also {}: resumed from before the first update
                         self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                     alike[p.shape].append(p)
             for shape, same in alike.items():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from nanogpt.common import whole
+from nanogpt.disk import whole
 
 
 class Profile:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from nanogpt.common import UserError
+from nanogpt.launch import await_rank_0, find_ranks
 
 
 def find_device(name="auto"):
@@ -84,30 +85,42 @@ class Ranks:
 
 def init_ranks(device_name, dtype_name="auto"):
     """Join the other processes if torchrun started this one: nccl on GPUs, gloo on CPUs."""
+    ddp, ddp_rank, ddp_local_rank, ddp_world_size = find_ranks(os.environ)
     device = find_device(device_name)
-    ddp = "LOCAL_RANK" in os.environ  # torchrun sets it
-    ddp_rank, ddp_local_rank, ddp_world_size = (
-        int(os.environ[name]) if ddp else default
-        for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
     if ddp and device.type == "mps":  # one GPU, and neither nccl nor gloo speak to it
         device = torch.device("cpu")
     if ddp and device.type == "cuda":
         if ddp_local_rank >= torch.cuda.device_count():
             raise UserError(f"rank {ddp_local_rank} has no GPU: torchrun --nproc_per_node="
-                            f"{torch.cuda.device_count()}")
+                            f"{torch.cuda.device_count()} (srun: show every task all GPUs)")
         device = torch.device("cuda", ddp_local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # "cuda" alone has no index, and is refused
     if ddp:  # an hour: one rank may download while the others wait
-        hour = datetime.timedelta(hours=1)
-        store, _, _ = next(rendezvous("env://", timeout=hour))
-        # after a restart, torchrun's store still has the addresses of the dead ranks
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=hour,
-                                store=dist.PrefixStore(f"attempt {attempt}", store),
-                                rank=ddp_rank, world_size=ddp_world_size)
+        meet(ddp_rank, ddp_world_size, "nccl" if device.type == "cuda" else "gloo")
     dtype = choose_dtype(dtype_name, device)
     return Ranks(device, ddp, ddp_rank, ddp_local_rank, ddp_world_size, dtype)
+
+
+def meet(rank, world_size, backend, patience=600):
+    """Join the other processes, which all have to come within `patience` seconds."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    wait, hour = datetime.timedelta(seconds=patience), datetime.timedelta(hours=1)
+    try:
+        await_rank_0(rank, address, port, patience)
+        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=wait))
+        store.set_timeout(hour)
+        # after a restart, torchrun's store still has the addresses of the dead ranks
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(backend, timeout=hour, rank=rank, world_size=world_size,
+                                store=dist.PrefixStore(f"attempt {attempt}", store))
+    except (RuntimeError, ValueError, OSError) as error:  # torch's errors are RuntimeErrors
+        card = f"{backend.upper()}_SOCKET_IFNAME"
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"rank {rank} of {world_size} cannot meet the others at {address}:{port} "
+                        f"({reason}): check MASTER_ADDR (rank 0's machine), MASTER_PORT (free "
+                        f"there), {card} ({os.environ.get(card, 'not set')}), and that all "
+                        f"{world_size} processes are started") from None
 
 
 @contextlib.contextmanager
@@ -123,12 +136,12 @@ def one_rank_first(ranks):
         if first:
             on_any_rank(True, ranks)
         raise
-    if first:
-        on_any_rank(False, ranks)
+    if first and on_any_rank(False, ranks):  # the first one of another machine failed
+        raise UserError("another process of this run has ended: its own line says why")
 
 
 def sum_over_ranks(values, ranks):
-    """Add a tensor over all ranks. Means are made by dividing sums: gloo has no ReduceOp.AVG."""
+    """Add a tensor over all ranks. Divide for a mean: not every backend has ReduceOp.AVG."""
     values = values.to(ranks.device)
     if ranks.ddp:
         dist.all_reduce(values, op=dist.ReduceOp.SUM)

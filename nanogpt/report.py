@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from nanogpt.common import UserError, sync, whole
+from nanogpt.common import UserError
+from nanogpt.disk import sync, whole
 from nanogpt.shards import validation_rows
 from nanogpt.tokenizer import TOKENIZERS, tokenizer_name
 from nanogpt.trial import times_slower
@@ -131,10 +132,12 @@ def config_of(log, path):
 
 
 def draw_curves(log_path, axes):
-    """Loss on the first of two matplotlib axes, HellaSwag on the second, with reference lines."""
+    """Loss on the first of two matplotlib axes, HellaSwag on the second, with reference lines. In a
+    run without HellaSwag, the first takes the place of both."""
     log = read_log(log_path)
     config, (steps, losses) = config_of(log, log_path), log["val"]
-    axes[0].plot(*log["train"], label="train", alpha=0.4, linewidth=0.8)
+    axes[0].plot(*log["train"], "-" if len(log["train"][0]) > 1 else ".", label="train", alpha=0.4,
+                 linewidth=0.8)
     axes[0].plot(steps, losses, "o-", label="validation", markersize=3)
     axes[0].set(xlabel="step", ylabel="loss (nats per token)", title="Loss")
     axes[1].plot(*log["hella"], "o-", label="this run", markersize=3)
@@ -145,11 +148,16 @@ def draw_curves(log_path, axes):
         if tokenizer_name(config["vocab_size"]) == "gpt2" and same_task[kind]:
             for number, (name, value) in enumerate(REFERENCES[kind].items()):
                 ax.axhline(value, color=f"C{number + 2}", linestyle="--", label=name)
-        ax.legend()
+        ax.legend(handles=[line for line in ax.lines if len(line.get_xdata())])
     later = [loss for loss in losses[1:] if math.isfinite(loss)]
-    if later:  # the loss before training would flatten the rest of the curve
+    if later:  # the loss before training, or a spike, would flatten the rest of the curve
         lowest = min(loss for loss in later + log["train"][1] if math.isfinite(loss))
-        axes[0].set_ylim(0.95 * lowest, 1.1 * max(later))
+        median = sorted(later)[len(later) // 2]
+        axes[0].set_ylim(0.95 * lowest, 1.1 * min(max(later), 2 * median))
+    if not log["hella"][0]:
+        first, second = (ax.get_subplotspec() for ax in axes)
+        axes[0].set_subplotspec(first.get_gridspec()[first.num1 : second.num2 + 1])
+        axes[1].remove()
 
 
 def save_curves(log_path, png):
@@ -200,7 +208,7 @@ def describe(config, t, exam, saved=None):
     """What the run found and will do, as (name, text) rows."""
     c, ranks, train = t.net.config, t.ranks, t.loader.stream
     device, dtype = ranks.device, ranks.dtype
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}"
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if device.type == "cpu":
         card += f", {torch.get_num_threads()} threads"
     total, missing = config.total_batch_size, -c.vocab_size % t.net.vocab_multiple
@@ -273,8 +281,8 @@ def print_ending(config, checkpoint, stop=None):
     """Where everything is, and what to do next. stop: the Stop that ended the run, if one did."""
     if stop:
         print(f"stopped by {stop.asked or 'a signal to another rank'} at step "
-              f"{int(checkpoint.name.rpartition('_')[2])}: the same command with --resume goes on "
-              f"from {checkpoint}")
+              f"{int(checkpoint.name.rpartition('_')[2])}: the same command with --resume "
+              f"continues from {checkpoint}")
         return
     score = "" if config.vocab_size != TOKENIZERS["gpt2"] else f"""
 score it         python hellaswag.py --model {checkpoint}"""
@@ -283,5 +291,5 @@ log              {Path(config.out_dir) / "log.txt"}
 curves           {Path(config.out_dir) / "curves.png"}
 weights          {checkpoint}
 look closer      open play.ipynb
-train it on      add --init-from {checkpoint} and another --out-dir{score}
+fine-tune it     add --init-from {checkpoint} and another --out-dir{score}
 in transformers  GPT2LMHeadModel.from_pretrained("{checkpoint}")""")

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from nanogpt.common import UserError, digest, needs_network
+from nanogpt.common import UserError, needs_network
+from nanogpt.disk import digest
 from nanogpt.tokenizer import get_tokenizer, tokenizer_name
 
 
@@ -50,6 +51,8 @@ def open_shard(path):
             raise ValueError(f"{size} bytes where {shape[0]} tokens need {offset + 2 * shape[0]}")
     except Exception as error:  # a damaged header fails in numpy in a dozen ways
         reason = str(error).partition("\n")[0]
+        if isinstance(error, PermissionError):
+            raise UserError(f"cannot read {path}: ask its owner, or choose other shards") from None
         raise UserError(f"{path} is not a complete shard ({reason}): make it again") from None
     return Shard(str(path), shape[0],
                  functools.partial(np.memmap, path, np.uint16, "r", offset, shape))
@@ -64,7 +67,7 @@ def find_shards(folder, tokenizer):
     way_out = 'run "python fineweb.py", or try "python train_gpt2.py laptop"'
     shards = {"train": [], "val": []}
     folder = Path(folder)
-    for path in sorted(Path(folder).glob("*")):
+    for path in sorted(folder.glob("*")):
         if match := re.search(r"_(train|val)(_\d+)?\.(npy|bin)$", path.name):
             shards[match[1]].append(open_shard(path))
     if (folder / "manifest.json").exists():
@@ -149,11 +152,12 @@ class TokenStream:
         # the next batch is most often in the same shard
         self.documents = functools.lru_cache(maxsize=8)(self._documents)
         self.layout = functools.lru_cache(maxsize=8)(self._layout)
-        self.verify = verify  # compare a shard with its checksum when it is first read
-        self.looked_at = set()  # indices of shards whose checksum was right
+        self.verify = verify  # compare a shard with its checksum when it is first needed
+        self.verified = set()  # indices of shards whose checksum was right
 
     def read(self, position, n):
         """The n tokens from `position` on: int64 (n,)."""
+        self.look_at(position, n)
         out, filled = np.empty(n, dtype=np.int64), 0
         while filled < n:
             filled += self._read_shard(*self.place(position + filled), out[filled:])
@@ -166,6 +170,16 @@ class TokenStream:
             if offset < self.shards[i].n_tokens:
                 return epoch, int(i), offset
             offset -= self.shards[i].n_tokens
+
+    def look_at(self, position, n):
+        """Check the shards that hold the n tokens from `position` on, each of them once."""
+        while n > 0 and self.verify:
+            _, i, offset = self.place(position)
+            if self.shards[i].sha256 and i not in self.verified:
+                self.check(shards=[self.shards[i]])
+                self.verified.add(i)
+            left = self.shards[i].n_tokens - offset
+            position, n = position + left, n - left
 
     def _order(self, epoch):
         if self.seed is None:
@@ -210,9 +224,6 @@ class TokenStream:
 
     def _read_shard(self, epoch, i, offset, out):
         """Fill `out` from shard i. Returns how many tokens it had: the shard may end first."""
-        if self.verify and self.shards[i].sha256 and i not in self.looked_at:
-            self.check(shards=[self.shards[i]])
-            self.looked_at.add(i)
         starts, lengths, ends = self.layout(epoch, i)
         tokens, filled = self.shards[i].open(), 0
         document = int(np.searchsorted(ends, offset, side="right"))
@@ -234,7 +245,7 @@ def validation_rows(stream, n_tokens, T):
 
 def load_data(config, verify=True):
     """The run's training and validation TokenStreams. verify: compare shards with their checksums
-    when they are first read; one rank on a machine is enough. Raises UserError."""
+    when they are first needed; one rank on a machine is enough. Raises UserError."""
     tokenizer = tokenizer_name(config.vocab_size)
     if config.data == "pydoc":
         if tokenizer != "bytes":

@@ -80,8 +80,7 @@ def backward(library, x, weight, y):
 
 @torch.no_grad()
 def try_shapes(weights, rows, action):
-    """The library whose `action` is fastest over all weights; "plain" unless another is ahead.
-    """
+    """The library whose `action` is fastest over all weights; "plain" unless another is faster."""
     took, shapes = Counter(plain=0.0), Counter(weight.shape for weight in weights)
     for (out, into), count in shapes.items():
         n, part = min(rows, 128), min(out, 2048)  # a part tells as much, in milliseconds
@@ -110,11 +109,22 @@ def try_few_rows(weights):
     return quickest(least_seconds({"plain": lambda: read(F.linear), "inner": lambda: read(inner)}))
 
 
+def usable(chosen, device):
+    """Whether a checkpoint's choices have the form that try_out gives them: somebody may have
+    edited them, or an earlier version made fewer."""
+    products = chosen.get("products") if device.type == "cpu" else choose_products("plain")
+    if chosen.get("muon", "float32") not in ("float32", "bfloat16"):
+        return False
+    return (type(products) is dict and products.keys() == choose_products("plain").keys()
+            and all(type(library) is str for library in products.values()))
+
+
 def try_out(config, model, device, saved):
     """{what: choice} found by trials on this machine. A run that is resumed on the same machine
     keeps its choices, so that its results stay the same to the last bit."""
     chosen, before = saved.get("chosen", {}), saved.get("config", {}).get("products")
-    if (chosen.get("machine"), before) == (machine(device), config.products):
+    same = (chosen.get("machine"), before) == (machine(device), config.products)
+    if same and usable(chosen, device):
         return chosen
     chosen = {"machine": machine(device)}
     if config.optimizer == "muon":

@@ -1,12 +1,15 @@
 """A network's weights in transformers' layout, from the hub or a folder, and into one."""
 
+import inspect
 import json
 import os
+import re
 from pathlib import Path
 
 from safetensors.torch import load_file
 
-from nanogpt.common import UserError, hub_file, needs_network, save_file, whole
+from nanogpt.common import UserError, hub_file, needs_network
+from nanogpt.disk import save_file, whole
 
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # their names on the hub
 # Matrices that the checkpoints store transposed, for a Conv1D.
@@ -16,11 +19,12 @@ SIZES = dict(block_size="n_positions", vocab_size="vocab_size", n_layer="n_layer
              n_embd="n_embd")
 
 
-def read_pretrained(name_or_folder):
+def read_pretrained(name_or_folder, vocab_size=None, verbose=False):
     """A published GPT-2: its sizes as GPTConfig names them, and its tensors by transformers' names.
 
     name_or_folder: one of PRETRAINED, or a folder with config.json and model.safetensors. No other
-    file is opened: pickled weights could run code. Raises UserError.
+    file is opened: pickled weights could run code. vocab_size: leave out up to 127 rows past it,
+    which others add for speed; verbose: say so. Raises UserError.
     """
     name = str(name_or_folder)
     local = os.path.isdir(name)
@@ -30,8 +34,33 @@ def read_pretrained(name_or_folder):
     with needs_network(f"the weights of {name}", "name a folder with GPT-2's config.json and "
                        "model.safetensors, both whole"):
         get, place = (Path, name) if local else (hub_file, f"openai-community/{name}")
-        config, weights = (get(place, file) for file in ("config.json", "model.safetensors"))
-        return read_sizes(config), load_file(weights)
+        sizes, tensors = read_sizes(get(place, "config.json")), load_tensors(get, place)
+    n_rows = sizes.get("vocab_size", 0)
+    if vocab_size and vocab_size < n_rows < vocab_size + 128:
+        sizes["vocab_size"] = vocab_size
+        tensors |= {k: t[:vocab_size] for k, t in tensors.items()
+                    if k.endswith(("wte.weight", "lm_head.weight")) and len(t) == n_rows}
+        if verbose:
+            print(f"{name}: left out {n_rows - vocab_size} of {n_rows} ids, which no token has")
+    return sizes, tensors
+
+
+def load_tensors(get, place):
+    """All tensors by their names in model.safetensors, or in the files of a large one's index."""
+    files, tensors = ["model.safetensors"], {}
+    index = Path(place, "model.safetensors.index.json")
+    if index.exists() and not Path(place, *files).exists():
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    for file in files:
+        if not re.fullmatch(r"[\w.-]+\.safetensors", file):  # it must not lead out of the folder
+            raise UserError(f"{index} lists {file}: name a folder with all its files in it")
+        for name, t in load_file(get(place, file)).items():
+            if name in tensors:
+                raise UserError(f"{place} holds {name} twice: keep one of the two files")
+            if name.endswith("weight") and not t.is_floating_point():
+                raise UserError(f"{place}: {name} holds {t.dtype}: name weights in float32")
+            tensors[name] = t
+    return tensors
 
 
 # GPT-2's architecture: a config.json that says otherwise describes another network.
@@ -40,21 +69,40 @@ GPT2_IS = dict(
     tie_word_embeddings=True, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
 
 
-def check_names(tensors, names, source):
-    """The tensors under our names. Raises UserError if one is missing or unknown.
+def check_names(tensors, weights, source):
+    """The tensors under our names, each used once. Raises UserError if one is missing, unknown,
+    misshapen, there twice, or not finite.
 
     The files on the hub name the modules without "transformer.", leave out the shared matrix, and
     hold the causal masks (attn.bias, attn.masked_bias), which are not weights.
     """
-    tensors = {k if k.startswith(("transformer.", "lm_head.")) else f"transformer.{k}": t
-               for k, t in tensors.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
-    tensors.setdefault("lm_head.weight", tensors.get("transformer.wte.weight"))
-    if missing := sorted(names.keys() - tensors.keys()):
+    ours = {}
+    for name, t in tensors.items():
+        k = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        if k.endswith((".attn.bias", ".attn.masked_bias")):
+            continue
+        if k not in weights:
+            raise UserError(f"{source} holds {name}, which GPT-2 does not have: name a GPT-2")
+        if k in ours:
+            raise UserError(f"{source} holds {k} twice, with and without transformer.: keep one")
+        asked = weights[k].shape[:: -1 if k.endswith(TRANSPOSED) else 1]
+        if t.shape != asked:
+            raise UserError(f"{source}: {name} has the shape {tuple(t.shape)}, and its config.json "
+                            f"asks for {tuple(asked)}")
+        if not t.is_floating_point() or not t.float().isfinite().all():
+            raise UserError(f"{source}: {name} ({t.dtype}) has values that are not finite numbers "
+                            "in floating point: take other weights")
+        ours[k] = t
+    # the shared matrix may be stored under one of its names, or under both
+    wte = ours.get("transformer.wte.weight", ours.get("lm_head.weight"))
+    ours = {"transformer.wte.weight": wte, "lm_head.weight": wte} | ours
+    if missing := [k for k in weights if ours.get(k) is None]:
         raise UserError(f"{source} lacks weights of its config.json, {missing[0]} for one: "
                         "name a folder that holds them all")
-    if unknown := sorted(tensors.keys() - names.keys()):
-        raise UserError(f"{source} holds {unknown[0]}, which GPT-2 does not have: name a GPT-2")
-    return tensors
+    if (wte.float() != ours["lm_head.weight"].float()).any():
+        raise UserError(f"{source}: lm_head.weight differs from wte.weight, and the network here "
+                        "has one matrix for both: name a GPT-2")
+    return ours
 
 
 def read_sizes(path):
@@ -98,3 +146,47 @@ def write_pretrained(folder, sizes, state_dict):
         attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)  # trained without dropout
     with whole(folder / "config.json") as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(name_or_folder, device):
+    """Any causal language model of transformers, from safetensors, in fp32, in evaluation mode."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, logging
+
+    logging.set_verbosity_error()
+    get, place = Path if os.path.isdir(name_or_folder) else hub_file, str(name_or_folder)
+    with needs_network(f"the model {name_or_folder}",
+                       "name gpt2 (online), or a folder with config.json and model.safetensors"):
+        config, tensors = read_config(get(place, "config.json")), load_tensors(get, place)
+        logging.disable_progress_bar()  # now that all is downloaded
+        model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            None, config=config, state_dict=tensors, dtype="float32", output_loading_info=True,
+            ignore_mismatched_sizes=True)  # they are refused by name here
+    for name in sorted(info["unexpected_keys"] | {name for name, *_ in info["mismatched_keys"]}):
+        raise UserError(f"{place}: {name} does not fit its config.json: take other weights")
+    if absent := sorted(info["missing_keys"]):  # transformers went on with random numbers there
+        raise UserError(f"{name_or_folder} lacks weights of its config.json, {absent[0]} for one: "
+                        "name a folder that holds them all")
+    model = model.to(device).eval()
+    if model.config.model_type == "gpt2":  # the only kind known to read such a mask correctly
+        model.hidden = lambda idx, pos, mask: model.transformer(
+            idx, position_ids=pos, attention_mask=mask, use_cache=False).last_hidden_state
+    return model
+
+
+def read_config(path):
+    """transformers' config with the settings of its kind of network, from a config.json. It may be
+    a stranger's, so nothing is taken that could name code, kernels, or files. Raises UserError."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+
+    asked = json.loads(Path(path).read_text(encoding="utf-8"))
+    kind = CONFIG_MAPPING[asked["model_type"]] if asked["model_type"] in CONFIG_MAPPING else None
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{path} says model_type = {asked['model_type']!r}: name a language model")
+    known, of_all = (inspect.signature(c).parameters.keys() for c in (kind, PreTrainedConfig))
+    known = (known - of_all) | kind.attribute_map.keys() | {
+        "rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base", "partial_rotary_factor"}
+    for key, value in asked.items():
+        plain = re.fullmatch(r'[\w\s"{}\[\]:,.+-]*', json.dumps(value))
+        if value and key.endswith("_config") or key in known and not plain:
+            raise UserError(f"{path} says {key} = {str(value)[:40]}: name a model without it")
+    return kind(**{key: value for key, value in asked.items() if key in known})

@@ -22,7 +22,8 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def signals():
     """Restore signal handlers that a failed run in this process left behind."""
-    names = [name for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+    names = [name for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")
+             if hasattr(signal, name)]
     before = {name: signal.getsignal(getattr(signal, name)) for name in names}
     yield
     for name, handler in before.items():

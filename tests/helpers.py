@@ -24,7 +24,8 @@ import torch
 import tqdm
 
 import train_gpt2
-from nanogpt.common import digest, run
+from nanogpt.common import run
+from nanogpt.disk import digest
 from nanogpt.ranks import Ranks
 from nanogpt.shards import Shard, TokenStream, python_manual
 from nanogpt.sources import find_source

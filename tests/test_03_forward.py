@@ -48,5 +48,5 @@ def test_longer_than_block_size_is_refused():
 
 
 def test_heads_must_divide_the_channels():
-    with pytest.raises(UserError, match="--n-embd 32 does not divide by --n-head 5"):
+    with pytest.raises(UserError, match="n_embd 32 is not a multiple of n_head 5"):
         lively_gpt(n_head=5)

@@ -35,6 +35,17 @@ def test_same_seed_same_tokens():
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_nothing_is_drawn_from_numbers_that_are_not_finite(temperature, value):
+    """argmax would choose a NaN, and multinomial would end in a traceback."""
+    model = lively_gpt()
+    with torch.no_grad():
+        model.transformer.ln_f.bias[3] = value
+    with pytest.raises(UserError, match="logits are NaN or infinite"):
+        model.generate(torch.tensor([[5, 6]]), 10, temperature=temperature)
+
+
 def test_temperature_0_takes_the_likeliest():
     model = lively_gpt()
     idx = model.generate(torch.tensor([[5, 6]]), 10, temperature=0)

@@ -54,8 +54,8 @@ def test_settings_decide_the_number_of_micro_steps():
 
 
 def test_batch_that_does_not_divide_names_the_way_out():
-    with pytest.raises(UserError, match=r"--total-batch-size 1000 does not divide by B x T.* 256: "
-                                        "try 1024, or another --B"):
+    with pytest.raises(UserError, match="--total-batch-size 1000 is not a multiple of B x T.*"
+                                        " 256: try 1024, or another --B"):
         grad_accum_steps("--B", "8", "--T", "32", "--total-batch-size", "1000")
 
 

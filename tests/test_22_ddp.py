@@ -2,6 +2,7 @@
 
 import copy
 import os
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -85,6 +86,26 @@ def fail_first(rank, world, port, folder):
         said.write_text(str(error))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def two_machines(rank, world, port, folder):
+    """Both ranks are the first of their machine. Rank 0 fails in the block."""
+    ranks, said = replace(join(rank, world, port), ddp_local_rank=0), Path(folder) / f"{rank}"
+    try:
+        with one_rank_first(ranks):
+            if rank == 0:
+                raise UserError("no network")
+        said.write_text("went on")
+    except UserError as error:
+        said.write_text(str(error))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_another_machine_does_not_go_on_alone(tmp_path):
+    together(two_machines, 2, free_port(), str(tmp_path), timeout=30)
+    assert (tmp_path / "0").read_text() == "no network"
+    assert "another process of this run has ended" in (tmp_path / "1").read_text()
 
 
 def test_nobody_waits_for_a_rank_that_failed(tmp_path):

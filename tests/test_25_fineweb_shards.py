@@ -1,5 +1,9 @@
 """Shards: end to end they are the documents' tokens, whatever the sizes; a file whole or absent."""
 
+import errno
+import io
+import os
+
 import numpy as np
 import pytest
 from helpers import (
@@ -12,7 +16,8 @@ from helpers import (
     write_parquet,
 )
 
-from nanogpt.common import check_writable, whole
+from nanogpt.common import UserError
+from nanogpt.disk import check_writable, whole
 
 
 def test_round_trip(tmp_path):
@@ -114,3 +119,21 @@ def test_a_shard_larger_than_any_memory_is_refused(tmp_path):
         done = fineweb(source, tmp_path / "out", "--shard-size", size)
         assert done.returncode == 2 and f"--shard-size {size}: give" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("call", ["open", "replace"])
+@pytest.mark.parametrize("number, way_out", [
+    (errno.ENOSPC, "make room there"), (errno.EDQUOT, "make room there"),
+    (errno.EACCES, "choose another folder"), (errno.EROFS, "choose another folder"),
+    (errno.EIO, "choose another folder")])
+def test_all_that_a_program_does_there_is_tried(call, number, way_out, tmp_path, monkeypatch):
+    """Room is the way out of a full disk or quota alone."""
+    def fails(*args, **more):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr({"open": io, "replace": os}[call], call, fails)
+    with pytest.raises(UserError) as said:
+        check_writable(tmp_path)
+    assert str(said.value) == f"cannot write to {tmp_path} ({os.strerror(number)}): {way_out}"
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())

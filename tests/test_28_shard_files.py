@@ -53,3 +53,14 @@ def test_memory_stays_below_20_MB_beyond_a_batch(tmp_path):
     path = tmp_path / "big_train_000001.npy"
     np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=(10**8,)).flush()
     assert 0 < memory_of_reading(path, step=64 * 1024) < 20e6
+
+
+def test_a_shard_that_may_not_be_read_need_not_be_made_again(tmp_path, monkeypatch):
+    np.save(tmp_path / "x_train_000001.npy", np.arange(5, dtype=np.uint16))
+
+    def denied(*args, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", denied)
+    with pytest.raises(UserError, match="cannot read .*x_train_000001.npy: ask its owner"):
+        open_shard(tmp_path / "x_train_000001.npy")

@@ -1,5 +1,9 @@
 """HellaSwag's examples are read whole, and a line that holds none is named by its number."""
 
+import bz2
+import gzip
+import re
+
 import pytest
 from helpers import four_endings, refusal, write_jsonl
 
@@ -27,7 +31,7 @@ def test_letters_of_every_language(tmp_path):
 
 
 @pytest.mark.parametrize("broken", [
-    '{"ctx": "a", "endings": ["b", "c", "d", "e"]', "", "[]", '{"ctx": "a", "label": 0}',
+    '{"ctx": "a", "endings": ["b", "c", "d", "e"]', "{}", "[]", '{"ctx": "a", "label": 0}',
     '{"ctx": "a", "endings": ["b", "c", "d"], "label": 0}',
     '{"ctx": "a", "endings": ["b", "c", "d", 5], "label": 0}',
     '{"ctx": "a", "endings": ["b", "c", "d", "e"], "label": 4}',
@@ -47,6 +51,47 @@ def test_broken_line_is_named_by_its_number(broken, tmp_path):
         hellaswag.load_examples(path)
     assert "\n" not in str(error.value)
     assert len(hellaswag.load_examples(path, limit=2)) == 2
+
+
+@pytest.mark.parametrize("change", [
+    lambda data: b"\xef\xbb\xbf" + data,  # Windows marks UTF-8 so
+    lambda data: data + b"\xef\xbb\xbf" + data, lambda data: data + b"\n \n",
+    lambda data: b"\n" + data, lambda data: data.replace(b"\n", b"\n\n"),
+    lambda data: data.replace(b"\n", b"\r\n"), lambda data: data.replace(b"\n", b" \r\n\r\n"),
+    lambda data: data.rstrip(), lambda data: data.replace(b"3}", b"3.0}"),
+    lambda data: data.replace(b"1}", b'"1.0"}')])
+def test_the_same_examples_in_another_file(change, tmp_path):
+    """As editors, Windows, cat and pandas write them."""
+    path = write_jsonl(tmp_path / "h.jsonl", four_endings(6))
+    path.write_bytes(change(path.read_bytes()))
+    found = hellaswag.load_examples(path)
+    assert found[:6] == four_endings(6) and found[6:] in ([], four_endings(6))
+    assert hellaswag.load_examples(path, limit=2) == four_endings(2)
+
+
+def latin(data):
+    return data.replace(b'"ctx": "', b'"ctx": "Caf\xe9 ')
+
+
+@pytest.mark.parametrize("change, words", [
+    (latin, "line 1 .*not UTF-8"), (lambda data: data + latin(data), "line 7 .*not UTF-8"),
+    (lambda data: data.decode().encode("utf-16"), "line 1 .*not UTF-8"),
+    (lambda data: data.decode().encode("utf-16-le"), "line 1 .*not UTF-8"),
+    (lambda data: data.decode().encode("utf-32"), "line 1 .*not UTF-8"),
+    (gzip.compress, "line 1 .*gzip"), (lambda data: b"PAR1" + data, "line 1 .*parquet"),
+    (lambda data: b"PK\3\4" + data, "line 1 .*zip"), (bz2.compress, "line 1 .*not UTF-8"),
+    (lambda data: b"[" + data.strip().replace(b"\n", b", ") + b"]", "line 1 .*JSON array"),
+    (lambda data: b"[\n" + data.replace(b"\n", b",\n"), "line 1 .*JSON array"),
+    (lambda data: re.sub(b', "label": .', b"", data), "line 1 .*take validation"),
+    (lambda data: re.sub(b'"label": .', b'"label": ""', data), "line 1 .*take validation"),
+    (lambda data: re.sub(b'"label": .', b'"label": null', data), "line 1 .*take validation")])
+def test_other_files_are_named_for_what_they_are(change, words, tmp_path):
+    """Replacing what cannot be read would score other texts."""
+    path = write_jsonl(tmp_path / "h.jsonl", four_endings(6))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match=words) as error:
+        hellaswag.load_examples(path)
+    assert "\n" not in str(error.value)
 
 
 def test_a_file_without_examples_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from helpers import bytes_encoded, count_by_hand, four_endings, lively_gpt
 
 import hellaswag
+from nanogpt.common import UserError
 
 
 def test_counts_are_the_choices():
@@ -27,6 +28,23 @@ def test_all_ranks_equal_one_rank(world):
     shares = [hellaswag.count_correct(model, encoded, torch.device("cpu"), rank, world)
               for rank in range(world)]
     assert torch.equal(sum(shares), expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("number", [1, 17, 30])
+def test_a_score_that_is_no_number_stops_it(number, value):
+    """argmin would take a NaN for the lowest. The example is named by its number in the file."""
+    model, examples = lively_gpt(block_size=64), four_endings()
+    examples[number - 1]["endings"][2] = "~~"  # letters that no other example has
+
+    def network(idx):
+        logits, _ = model(idx)
+        logits[(idx == ord("~")).any(dim=1)] = value
+        return logits
+
+    with pytest.raises(UserError, match=f"example {number} scores .*(nan|inf)") as error:
+        hellaswag.count_correct(network, bytes_encoded(examples), torch.device("cpu"))
+    assert "\n" not in str(error.value)
 
 
 def test_standard_error():

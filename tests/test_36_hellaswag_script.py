@@ -67,12 +67,39 @@ def test_absent_weights_are_refused(folder, tmp_path):
         hellaswag.load_model(damaged, torch.device("cpu"))
 
 
+def test_a_network_of_nan_has_no_score(folder, tmp_path, monkeypatch, capsys):
+    state = load_file(folder / "model.safetensors")
+    name = next(name for name in state if name.endswith("h.1.mlp.c_fc.bias"))
+    save_file(state | {name: state[name] * torch.nan}, folder / "model.safetensors")
+    path = write_jsonl(tmp_path / "h.jsonl", four_endings(1))
+    said = refusal(hellaswag.main, "--model", folder, "--data", path, "--device", "cpu",
+                   monkeypatch=monkeypatch, capsys=capsys)
+    assert "example 1 scores [nan, nan, nan, nan]" in said
+
+
 def test_long_rows_are_cut_to_the_networks_positions(folder, tmp_path, monkeypatch, capsys):
     examples = [row | {"ctx": 5 * row["ctx"] + "a" * 64} for row in four_endings(8)]
     path = write_jsonl(tmp_path / "h.jsonl", examples)
     model = hellaswag.load_model(folder, torch.device("cpu"))
     expected = hellaswag.count_correct(model, bytes_encoded(examples), torch.device("cpu"))
     printed = scores(folder, "--data", path, monkeypatch=monkeypatch, capsys=capsys)
+    assert [int(row[3]) for row in printed] == expected[:2].tolist()
+
+
+@pytest.mark.parametrize("kind", ["Bloom", "Mamba"])
+def test_a_network_without_positions_is_scored(kind, tmp_path, monkeypatch, capsys):
+    """It has no max_position_embeddings, so no row is cut."""
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(vocab_size=257, hidden_size=32, n_head=2,
+                                                    num_hidden_layers=2)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    examples = [row | {"ctx": row["ctx"] + "a" * 64} for row in four_endings(8)]
+    path = write_jsonl(tmp_path / "h.jsonl", examples)
+    expected = hellaswag.count_correct(model, bytes_encoded(examples, 1024), torch.device("cpu"))
+    printed = scores(tmp_path / "model", "--data", path, monkeypatch=monkeypatch, capsys=capsys)
     assert [int(row[3]) for row in printed] == expected[:2].tolist()
 
 

@@ -26,7 +26,8 @@ NAN, INF = float("nan"), float("inf")
     ([10.0, 4.0, 3.0], [9.0, 8.0], 3.0, 4.0),
     ([10.0, 4.0, NAN, 3.0], [2.0], 2.0, 4.0),
     ([10.0, NAN, 4.0, INF], [NAN, 5.0, INF], 4.0, 4.0),
-    ([10.0, 12.0], [11.0], 11.0, 12.0)])
+    ([10.0, 12.0], [11.0], 11.0, 12.0),
+    ([10.0, 5.0, 4.0, 50.0, 3.0, 3.0], [2.0], 2.0, 2 * 4.0)])  # a spike: twice the median
 def test_from_the_lowest_to_the_highest_validation_after_the_start(val, train, low, high, tmp_path):
     """A little below the lowest loss, of training or validation, a little above the highest
     validation loss but the first; a loss that is not a number is passed over."""

@@ -37,6 +37,24 @@ def test_the_lines_are_the_logs_values(log):
         assert labels == {line.get_label() for line in ax.lines}
 
 
+@pytest.mark.parametrize("grid", [(1, 2), (2, 1), (2, 2)])
+def test_a_run_without_hellaswag_has_one_panel(grid, log):
+    """It takes the place of both, and of no other; no line is named that is not there."""
+    from matplotlib.figure import Figure
+
+    log.value(0, "train", 5.0)
+    figure = Figure()
+    axes = figure.subplots(*grid).flatten()
+    corners = [ax.get_position() for ax in axes[:2]]
+    draw_curves(log.path, axes[:2])
+    assert figure.axes == [axes[0], *axes[2:]]
+    place = axes[0].get_position()
+    assert [place.x0, place.x1] == pytest.approx([corners[0].x0, corners[1].x1])
+    assert [place.y0, place.y1] == pytest.approx([corners[1].y0, corners[0].y1])
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["train"]
+    assert axes[0].lines[0].get_marker() == "."  # a line of one point cannot be seen
+
+
 def test_curves_are_a_picture(log, tmp_path):
     import matplotlib.image
 

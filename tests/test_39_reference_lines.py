@@ -15,6 +15,7 @@ def a_log(tmp_path, **config):
     for step, loss in (0, 10.0), (1, 4.0), (2, float("nan")), (3, 3.0):
         log.value(step, "val", loss)
     log.value(3, "train", 2.0)
+    log.value(3, "hella", 0.3)
     return log.path
 
 

@@ -1,6 +1,7 @@
 """Weights come back from their folder the same to the bit, and transformers opens it too."""
 
 import json
+import os
 
 import pytest
 import safetensors.torch
@@ -95,5 +96,19 @@ def test_a_full_disk_is_an_oserror(tmp_path, monkeypatch):
         raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(OSError, match="safetensors.*: I/O error: No space left on device"):
-        lively_gpt().save_pretrained(tmp_path / "x.safetensors")
+    with pytest.raises(OSError, match="No space left on device.*model.safetensors") as error:
+        lively_gpt().save_pretrained(tmp_path)
+    assert error.value.errno == 28
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077, 0o027])
+def test_others_may_read_what_the_umask_lets_them_read(umask, tmp_path):
+    """safetensors makes files that only their owner can read."""
+    before = os.umask(umask)
+    try:
+        lively_gpt().save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "model").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path.name

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import train_gpt2
 from nanogpt.checkpoints import save_checkpoint
-from nanogpt.common import save_file, whole
+from nanogpt.disk import save_file, whole
 from nanogpt.report import Log, read_log, save_curves
 from train_gpt2 import GPT, DataLoader, configure_optimizer
 

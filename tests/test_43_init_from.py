@@ -68,13 +68,13 @@ def test_the_heldout_endings_fit_the_networks_positions(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name, words", [
     ("nothing", "no model nothing: choose gpt2"),
     ("shards", "config.json"),
-    ("other", "has 300 ids, the run 257"),
+    ("other", "has 400 ids, the run 257"),
     ("short", "longer than the 16 positions"),
     ("gpt2", "cannot get the weights of gpt2")])
 def test_weights_that_do_not_fit_are_refused(name, words, tmp_path, monkeypatch, capsys):
     """One line, before anything is written."""
     write_shards(tmp_path / "shards")
-    lively_gpt(vocab_size=300).save_pretrained(tmp_path / "other")
+    lively_gpt(vocab_size=400).save_pretrained(tmp_path / "other")
     lively_gpt(block_size=16).save_pretrained(tmp_path / "short")
     offline(monkeypatch, tmp_path / "empty")
     monkeypatch.chdir(tmp_path)

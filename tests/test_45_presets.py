@@ -110,7 +110,7 @@ def broken_line(folder):
 
 
 def other_model(folder):
-    lively_gpt(vocab_size=300).save_pretrained(folder / "other")
+    lively_gpt(vocab_size=500).save_pretrained(folder / "other")
 
 
 def short_model(folder):
@@ -120,6 +120,7 @@ def short_model(folder):
 # name -> (what to break, flags besides TINY and the data, words of the one line)
 REFUSED = {
     "unknown preset": (None, ["gpt5"], "no preset gpt5: choose one of gpt2-124M"),
+    "mistyped preset": (None, ["laptp"], "no preset laptp (did you mean laptop?)"),
     "missing data": (None, ["--data", "nowhere"], "no train shards in nowhere: run"),
     "cut shard": (damage_shard(lambda p: p.write_bytes(p.read_bytes()[:-9])), [], "_000001.npy"),
     "random shard": (damage_shard(lambda p: p.write_bytes(bytes(range(256)))), [], "_000001.npy"),
@@ -129,13 +130,13 @@ REFUSED = {
     "no tokenizer": (None, ["--vocab-size", "1000"], "1000 ids belongs to no known tokenizer"),
     "fewer tokens than a batch": (None, ["--total-batch-size", "65536"],
                                "holds 40000 training tokens, less than one batch of 65536"),
-    "batch does not divide": (None, ["--B", "7"], "does not divide by B x T x ranks = 7 x 32 x 1"),
+    "batch does not divide": (None, ["--B", "7"], "a multiple of B x T x ranks = 7 x 32 x 1"),
     "B of 0": (None, ["--B", "0"], "--B 0: give 1 or more"),
     "T of 0": (None, ["--T", "0"], "--T 0: give 1 or more"),
-    "heads do not divide": (None, ["--n-head", "5"], "--n-embd 32 does not divide by --n-head 5"),
+    "heads do not divide": (None, ["--n-head", "5"], "n_embd 32 is not a multiple of n_head 5"),
     "missing init": (None, ["--init-from", "nothing"], "no model nothing: choose gpt2"),
     "foreign init": (None, ["--init-from", "shards"], "config.json"),
-    "init of other ids": (other_model, ["--init-from", "other"], "has 300 ids, the run 257"),
+    "init of other ids": (other_model, ["--init-from", "other"], "has 500 ids, the run 257"),
     "init too short": (short_model, ["--init-from", "short"], "longer than the 16 positions"),
     "hellaswag missing": (None, ["--hellaswag", "h.json"], "no HellaSwag file h.json"),
     "hellaswag broken": (broken_line, ["--hellaswag", "h.jsonl"], "line 5 is not a HellaSwag"),
@@ -193,3 +194,12 @@ def test_refused_under_torchrun_too(tmp_path):
     assert done.returncode != 0
     assert "error: no train shards in nowhere" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_help_shows_the_prompt_as_it_is(capsys):
+    """Not as a shell would quote it."""
+    for preset in [], ["laptop"]:
+        with pytest.raises(SystemExit):
+            parse_args([*preset, "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert "(default: Hello, I'm a language model,)" in said and "(default: The )" in said

@@ -23,7 +23,7 @@ def test_every_path_it_names_is_there(tmp_path, monkeypatch, capsys):
                        ("weights", "checkpoint_000003")):
         assert re.search(rf"^{name} +{re.escape(str(run / path))}$", said, re.MULTILINE)
         assert (run / path).exists()
-    advice = re.search(r"^train it on +add (--init-from) (\S+) and another --out-dir$", said,
+    advice = re.search(r"^fine-tune it +add (--init-from) (\S+) and another --out-dir$", said,
                        re.MULTILINE)
     main_here(monkeypatch, *flags, "--out-dir", tmp_path / "on", "--max-steps", 1, *advice.groups())
     first, second = (read_log(tmp_path / name / "log.txt")["val"][1]

@@ -1,5 +1,6 @@
 """Repeating the command costs nothing; another command does not touch what is there."""
 
+import numpy as np
 import pytest
 from helpers import contents, fineweb, make_documents, refused, write_parquet
 
@@ -53,3 +54,18 @@ def test_no_manifest_of_ours_is_one_line(text, tmp_path):
     (out / "manifest.json").write_bytes(text.encode("latin-1"))
     refused(fineweb(source, out), "is not a manifest that fineweb.py wrote", "another --out")
     assert contents(out) == {"manifest.json": text.encode("latin-1")}
+
+
+def test_a_shard_that_may_not_be_read_is_not_made_again(tmp_path, monkeypatch):
+    """Another user's, say: it is whole, and so are those after it."""
+    source, out = write_parquet(tmp_path / "docs", make_documents(75)), tmp_path / "out"
+    assert fineweb(source, out, "--shard-size", 4000).returncode == 0
+    before = contents(out)
+
+    def denied(*args, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", denied)
+    refused(fineweb(source, out, "--shard-size", 4000), "cannot read", "docs_val_000000.npy",
+            "Permission denied", "fix that")
+    assert contents(out) == before

@@ -11,13 +11,16 @@ from helpers import (
     main_here,
     refusal,
     sign_shards,
+    small_gpt,
     start,
     write_shards,
 )
 
 import train_gpt2
-from nanogpt.common import UserError, digest
+from nanogpt.common import UserError
+from nanogpt.disk import digest
 from nanogpt.ranks import Ranks
+from nanogpt.shards import TokenStream
 from nanogpt.report import read_log
 
 pytestmark = pytest.mark.slow
@@ -100,6 +103,28 @@ def test_who_need_not_compare_reads_at_once(folder, monkeypatch):
         with pytest.raises(UserError, match="is not the file that its manifest lists"):
             stream.read(0, 1000)
         assert looked.pop() == stream.shards[0].name
+
+
+def test_who_compares_looks_for_all_ranks(folder):
+    """The change lies where rank 1 of 2 reads; rank 0, which reads another shard, finds it."""
+    change(folder / "text_train_000002.npy", 999, 7)
+    train, val = load_streams(folder)
+    T = train.shards[0].n_tokens - 1
+    with pytest.raises(UserError, match="text_train_000002.npy is not the file"):
+        train_gpt2.DataLoader(train, 1, T, 0, 2).next_batch()
+    train, _ = load_streams(folder, verify=False)
+    x, _ = train_gpt2.DataLoader(train, 1, T, 1, 2).next_batch()
+    assert x.shape == (1, T)
+
+
+def test_validation_is_looked_at_for_all_ranks(folder):
+    """Two validation shards, the second read by rank 1 of 2 alone."""
+    shards = load_streams(folder)[0].shards[:2]
+    change(folder / "text_train_000002.npy", 999, 7)
+    stream = TokenStream(shards, 257)
+    with pytest.raises(UserError, match="text_train_000002.npy is not the file"):
+        train_gpt2.validate(small_gpt(), stream, stream.n_tokens, 4, 16,
+                            Ranks(torch.device("cpu"), True, 0, 0, 2))
 
 
 def test_one_rank_on_a_machine_compares(monkeypatch, capsys):

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 import torch
-from helpers import TINY, main_here, start, write_shards
+from helpers import TINY, main_here, refusal, start, write_shards
 from safetensors.torch import load_file
 
+import train_gpt2
 from nanogpt.checkpoints import find_checkpoints
 from nanogpt.report import read_log
 
@@ -104,3 +105,24 @@ def test_the_scale_of_the_loss_goes_on(tmp_path, monkeypatch):
     main_here(monkeypatch, *flags)
     main_here(monkeypatch, *flags, "--resume")
     assert scalers[0].get_scale() == scalers[1].get_scale() == 8.0
+
+
+@pytest.mark.parametrize("what", ["gone", "cut"])
+def test_a_checkpoint_that_is_taken_away_while_it_is_read(what, tmp_path, monkeypatch, capsys):
+    """Somebody moves it, or copies over it, between state.json and the tensors."""
+    args = [*TINY, "--data", write_shards(tmp_path / "shards"), "--out-dir", tmp_path / "run",
+            "--max-steps", 2, "--val-tokens", 512, "--sample-tokens", 0]
+    main_here(monkeypatch, *args)
+    prepare = train_gpt2.prepare_training
+
+    def too_late(*given):
+        weights = tmp_path / "run" / "checkpoint_000002" / "model.safetensors"
+        if what == "gone":
+            weights.unlink()
+        else:
+            weights.write_bytes(weights.read_bytes()[:-9])
+        return prepare(*given)
+
+    monkeypatch.setattr(train_gpt2, "prepare_training", too_late)
+    said = refusal(train_gpt2.main, *args, "--resume", monkeypatch=monkeypatch, capsys=capsys)
+    assert f"cannot read {tmp_path / 'run' / 'checkpoint_000002'} (" in said and "--resume" in said

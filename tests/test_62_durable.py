@@ -1,13 +1,17 @@
 """A name appears only after its contents are on the disk: power may fail at any moment."""
 
+import contextlib
+import errno
 import os
+import stat
 
 import pytest
 from helpers import lively_gpt, training
 
-from nanogpt import common
+from nanogpt import disk
 import train_gpt2
-from nanogpt.common import whole
+from nanogpt.common import UserError
+from nanogpt.disk import check_writable, whole
 from nanogpt.checkpoints import save_checkpoint
 from nanogpt.report import Log
 
@@ -67,7 +71,41 @@ def test_what_cannot_be_synced_is_an_error(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     (tmp_path / "file").write_text("old")
-    monkeypatch.setattr(common.os, "fsync", fails)
+    monkeypatch.setattr(disk.os, "fsync", fails)
     with pytest.raises(OSError, match="Input/output"), whole(tmp_path / "file") as path:
         path.write_text("new")
     assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number, goes_on", [
+    (errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False), (errno.ENOSPC, False)])
+def test_some_disks_cannot_sync_folders(number, goes_on, tmp_path, monkeypatch):
+    """gocryptfs and CIFS say so, and their files are as safe as elsewhere. For a file, the same
+    number is an error."""
+    real, refused = os.fsync, [stat.S_ISDIR]
+
+    def fails(opened):
+        if refused[0](os.fstat(opened).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(opened)
+
+    monkeypatch.setattr(disk.os, "fsync", fails)
+    with contextlib.nullcontext() if goes_on else pytest.raises(OSError) as error:
+        with whole(tmp_path / "file") as path:
+            path.write_text("new")
+    assert (tmp_path / "file").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+    assert goes_on or error.value.errno == number
+    refused[0] = stat.S_ISREG
+    with pytest.raises(OSError), whole(tmp_path / "file") as path:
+        path.write_text("newer")
+    assert (tmp_path / "file").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_whether_files_can_be_synced_is_tried_before_a_run(tmp_path, monkeypatch):
+    def fails(number):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(disk.os, "fsync", fails)
+    with pytest.raises(UserError, match="cannot write to .*Input/output error.: choose another"):
+        check_writable(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,13 +1,17 @@
 """A damaged checkpoint is named and passed over; the run resumes from the one before."""
 
+import builtins
+import errno
+import io
 import json
+import os
 import shutil
 
 import pytest
 from helpers import TINY, main_here, refusal, write_shards
 
 import train_gpt2
-from nanogpt.common import digest
+from nanogpt.disk import digest
 from nanogpt.report import read_log
 
 pytestmark = pytest.mark.slow
@@ -28,9 +32,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def sign(folder):
-    """A manifest that agrees with the files as they are now."""
-    files = {path.name: digest(path) for path in folder.iterdir() if path.name != "manifest.json"}
+def sign(folder, but=None):
+    """A manifest that agrees with the files as they are now, and does not list one of them."""
+    files = {path.name: digest(path) for path in folder.iterdir()
+             if path.name not in ("manifest.json", but)}
     (folder / "manifest.json").write_text(json.dumps(files))
 
 
@@ -60,6 +65,11 @@ def empty(folder):
         path.unlink()
 
 
+def to_nothing(folder):
+    shutil.rmtree(folder)
+    folder.symlink_to("somewhere else")
+
+
 def a_file(folder):
     shutil.rmtree(folder)
     folder.write_text("no folder")
@@ -70,8 +80,9 @@ DAMAGES = {
     **{f"flip {name}": lambda f, name=name: flip(f / name) for name in FILES},
     **{f"no {name}": lambda f, name=name: (f / name).unlink() for name in FILES},
     "empty folder": empty, "no folder": a_file,
-    "foreign file": lambda f: (f / "pytorch_model.bin").write_bytes(b"x"),
     "another step": from_elsewhere,
+    "a manifest without model.safetensors": lambda f: sign(f, "model.safetensors"),
+    "a link to nothing": to_nothing,
     "manifest is a list": lambda f: (f / "manifest.json").write_text("[]"),
     "position is text": lambda f: other_facts(f, position="1024"),
     "no position": lambda f: other_facts(f, position=None),
@@ -95,10 +106,18 @@ def test_the_one_before_is_taken_and_the_damage_is_named(damage, folder, tmp_pat
     assert "resumed    | at step 2 of" in said
 
 
-def test_the_newest_is_taken_if_it_is_whole(folder, tmp_path, monkeypatch, capsys):
-    """A name that begins with a dot is ignored: some systems leave such files everywhere."""
+@pytest.mark.parametrize("change", [
+    lambda f: (f / ".DS_Store").write_bytes(b"x"), lambda f: (f / "README.md").write_text("notes"),
+    lambda f: (f / "pytorch_model.bin").write_bytes(b"x"), lambda f: (f / "samples").mkdir(),
+    lambda f: (f / "notes").symlink_to("nothing"),
+    lambda f: f.rename(f.parent.parent / "big") and f.symlink_to("../big"),
+    lambda f: [os.utime(path, (0, 0)) for path in (f, *f.iterdir())],
+    lambda f: [os.utime(path, (2**32, 2**32)) for path in (f.parent, *f.parent.iterdir())]])
+def test_the_newest_is_taken_if_it_is_whole(change, folder, tmp_path, monkeypatch, capsys):
+    """Files that somebody put into it are no damage, a link to another disk is none, and no time
+    of day counts: clocks are set back, and copies have new times."""
     shutil.copytree(folder / "run", tmp_path / "run")
-    (tmp_path / "run" / "checkpoint_000004" / ".DS_Store").write_bytes(b"x")
+    change(tmp_path / "run" / "checkpoint_000004")
     main_here(monkeypatch, *RUN, "--data", folder / "shards", "--out-dir", tmp_path / "run",
               "--resume", "--max-steps", 4)
     said = capsys.readouterr().out
@@ -148,3 +167,32 @@ def test_a_log_that_is_not_its_own_is_refused_before_the_first_step(change, tmp_
     log.unlink()
     main_here(monkeypatch, *args, "--resume", "--max-steps", 8)
     assert read_log(log)["train"][0] == [6, 7]
+
+
+@pytest.mark.parametrize("number, passed_over", [
+    (errno.EIO, True), (errno.ENOENT, True), (errno.EACCES, False), (errno.ESTALE, False)])
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "state.json"])
+def test_what_cannot_be_read_now_may_be_whole(name, number, passed_over, folder, tmp_path,
+                                              monkeypatch, capsys):
+    """Lost: the one before is taken. Rights, or a network disk that is away: nothing begins anew,
+    since days of work may be there."""
+    shutil.copytree(folder / "run", tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoint_000004"
+
+    def fails(path, *args, original=open, **more):
+        if str(path) == str(newest / name):
+            raise OSError(number, os.strerror(number), str(path))
+        return original(path, *args, **more)
+
+    args = [*RUN, "--data", folder / "shards", "--out-dir", tmp_path / "run", "--resume",
+            "--max-steps", 4]
+    for module in builtins, io:
+        monkeypatch.setattr(module, "open", fails)
+    if passed_over:
+        main_here(monkeypatch, *args)
+        said = capsys.readouterr().out
+        assert f"passed over {newest}" in said and "resumed    | at step 2 of" in said
+    else:
+        said = refusal(train_gpt2.main, *args, monkeypatch=monkeypatch, capsys=capsys)
+        assert f"cannot read {newest} ({os.strerror(number)}): fix that" in said
+        assert len(list((tmp_path / "run").glob("checkpoint_*"))) == 2

@@ -1,6 +1,7 @@
 """A new run in an earlier run's folder keeps the earlier checkpoints apart from its own."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from helpers import TINY, main_here, write_shards
@@ -62,3 +63,37 @@ def test_what_was_half_written_is_cleared_away(flags, run, tmp_path):
         shutil.copytree(tmp_path / "run" / "checkpoint_000002", tmp_path / "run" / name)
     run(2, *flags)
     assert not list((tmp_path / "run").glob(".checkpoint*"))
+
+
+@pytest.mark.parametrize("link", ["../big", "{0}/big"])
+def test_a_link_to_another_disk_is_set_aside_and_still_leads_there(link, run, tmp_path):
+    """A path that begins in the folder would lead elsewhere from within earlier_2."""
+    run(2)
+    folder = tmp_path / "run"
+    (folder / "earlier_1").symlink_to("nothing")
+    (folder / "checkpoint_000002").rename(tmp_path / "big")
+    (folder / "checkpoint_000002").symlink_to(link.format(tmp_path))
+    before = contents(tmp_path / "big")
+    run(1)
+    aside = folder / "earlier_2" / "checkpoint_000002"
+    assert aside.is_symlink() and aside.resolve() == (tmp_path / "big").resolve()
+    assert contents(tmp_path / "big") == before and "state.json" in map(str, before)
+
+
+def test_what_others_put_there_stays(run, tmp_path):
+    """Names like ours, and files in what a killed run left."""
+    run(2)
+    folder = tmp_path / "run"
+    half = shutil.copytree(folder / "checkpoint_000002", folder / ".checkpoint_000004.tmp")
+    (half / ".tmpAb12Cd").write_text("safetensors was writing")
+    (half / ".model.safetensors.tmp").write_text("half")
+    (half / "notes.txt").write_text("mine")
+    for name in ".checkpoint_notes", ".checkpoint_4.tmp", "checkpoint_x":
+        (folder / name).write_text("mine")
+    (folder / ".checkpoint_000006.old").symlink_to(tmp_path / "shards")
+    run(2, "--resume")
+    assert contents(folder / "leftover_1") == {Path("notes.txt"): b"mine"}
+    for name in ".checkpoint_notes", ".checkpoint_4.tmp", "checkpoint_x":
+        assert (folder / name).read_text() == "mine"
+    assert not half.exists() and not (folder / ".checkpoint_000006.old").is_symlink()
+    assert list((tmp_path / "shards").iterdir())

@@ -88,7 +88,7 @@ def test_the_last_one_is_whole_when_the_run_ends(tmp_path, monkeypatch, capsys):
     assert str(last) in capsys.readouterr().out
     GPT.from_pretrained(last)
     assert len(load_file(last / "state.safetensors")) > 3
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 @pytest.mark.parametrize("every", [2, 6])

@@ -12,6 +12,7 @@ from helpers import ROOT, TINY, _child, context, free_port, main_here, start, wr
 
 import train_gpt2
 from nanogpt.common import UserError
+from nanogpt.guard import Stop
 from nanogpt.report import read_log
 
 pytestmark = pytest.mark.slow
@@ -27,7 +28,8 @@ def run_of(tmp_path, *flags):
     return [*RUN, "--data", tmp_path / "shards", "--out-dir", tmp_path / "run", *flags]
 
 
-@pytest.mark.parametrize("name, step", [("SIGTERM", 3), ("SIGUSR1", 4), ("SIGINT", 0)])
+@pytest.mark.parametrize("name, step", [("SIGTERM", 3), ("SIGUSR1", 4), ("SIGHUP", 2),
+                                        ("SIGINT", 0)])
 def test_it_saves_and_goes_on_to_the_bit(name, step, tmp_path, monkeypatch, capsys):
     """After the current step, whether an evaluation is due (step 5) or not."""
     write_shards(tmp_path / "shards")
@@ -48,7 +50,7 @@ def test_it_saves_and_goes_on_to_the_bit(name, step, tmp_path, monkeypatch, caps
     main_here(monkeypatch, *flags)
     said = capsys.readouterr().out
     saved = tmp_path / "run" / f"checkpoint_{step + 1:06d}"
-    assert f"stopped by {name} at step {step + 1}: the same command with --resume goes on" in said
+    assert f"stopped by {name} at step {step + 1}: the same command with --resume continues" in said
     assert len(calls) == step + 1, "it did not stop at once"
     assert [path.name for path in (tmp_path / "run").glob("checkpoint_*")] == [saved.name]
     main_here(monkeypatch, *flags, "--resume")
@@ -97,7 +99,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
 def test_the_signals_are_given_back(error, tmp_path, monkeypatch):
     """However the run ends."""
     write_shards(tmp_path / "shards")
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT")
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")
                if hasattr(signal, name)]
     before = [signal.getsignal(number) for number in numbers]
     seen, accumulate = [], train_gpt2.accumulate_gradients
@@ -113,3 +115,22 @@ def test_the_signals_are_given_back(error, tmp_path, monkeypatch):
         main_here(monkeypatch, *run_of(tmp_path, "--max-steps", 1))
     assert not set(seen) & set(before), "it never had them"
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lacks two of them")
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1"])
+def test_what_is_ignored_stays_ignored(name):
+    """As nohup ignores SIGHUP, and a shell SIGINT for what a script runs with `&`."""
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), number)
+            assert stop.asked == ""
+            other = signal.SIGTERM if name != "SIGTERM" else signal.SIGHUP
+            os.kill(os.getpid(), other)
+            assert stop.asked == signal.Signals(other).name
+            assert signal.getsignal(number) == signal.SIG_IGN
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)

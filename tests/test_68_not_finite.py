@@ -140,6 +140,31 @@ def test_an_update_that_ruins_the_weights_ends_the_run(tmp_path, monkeypatch, ca
     assert not list((tmp_path / "run").glob("*checkpoint*"))
 
 
+def test_hellaswag_is_not_scored_after_a_validation_of_nan(tmp_path, monkeypatch, capsys):
+    """Minutes of scoring for an evaluation that is thrown away; and the loss says more."""
+    monkeypatch.setattr(train_gpt2, "evaluate_hellaswag", lambda *args: pytest.fail("scored"))
+    monkeypatch.setattr(train_gpt2, "validate", lambda *args: math.nan)
+    said = refusal(train_gpt2.main, *TINY, "--data", write_shards(tmp_path / "shards"),
+                   "--val-tokens", 512, "--out-dir", tmp_path / "run", "--hellaswag", "heldout",
+                   "--hellaswag-limit", 4, "--max-steps", 1, monkeypatch=monkeypatch,
+                   capsys=capsys)
+    assert "validation loss nan after step 0" in said
+
+
+def test_a_score_of_nan_ends_the_run(tmp_path, monkeypatch, capsys):
+    """Validation reads other tokens than HellaSwag, so it may be finite: nothing is logged."""
+    monkeypatch.setattr(train_gpt2, "validate", lambda *args: 3.0)
+    for name in "score", "score_packed":  # packed from step 79 on
+        monkeypatch.setattr(f"hellaswag.{name}", lambda model, batch, device: (
+            torch.full((len(batch), 4), math.nan), torch.ones(len(batch), 4)), raising=False)
+    said = refusal(train_gpt2.main, *TINY, "--data", write_shards(tmp_path / "shards"),
+                   "--val-tokens", 512, "--out-dir", tmp_path / "run", "--hellaswag", "heldout",
+                   "--hellaswag-limit", 4, "--max-steps", 1, monkeypatch=monkeypatch,
+                   capsys=capsys)
+    assert "example" in said and "nan" in said
+    assert "hella" not in (tmp_path / "run" / "log.txt").read_text().split("\n", 1)[1]
+
+
 def test_ruined_weights_are_not_saved(tmp_path):
     """A checkpoint between two evaluations, with --keep 1, would take the good one's place."""
     model = lively_gpt()

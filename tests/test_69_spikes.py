@@ -10,7 +10,7 @@ from helpers import TINY, main_here, write_shards
 
 import train_gpt2
 from nanogpt.guard import Spikes
-from nanogpt.checkpoints import write_checkpoint
+from nanogpt.checkpoints import Damaged, read_facts, write_checkpoint
 from nanogpt.report import read_log
 
 
@@ -63,6 +63,28 @@ def test_an_overflow_does_not_spoil_the_window():
     for _ in range(20):
         spikes.look(loss=3.0, norm=1.0)
     assert np.isfinite(spikes.seen["norm"]).all()
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, -np.inf])
+def test_what_is_not_finite_is_no_spike(value):
+    """It is compared with nothing: float16's scaler leaves such an update out by itself."""
+    spikes = Spikes(skip_above=3.0)
+    for step in range(140):
+        spikes.look(loss=3.0 + step % 2, norm=1.0 + step % 3)
+    spikes.look(loss=3.0, norm=value)
+    assert not spikes.high and not spikes.skipped
+
+
+@pytest.mark.parametrize("window", [["nan"], [1.0, float("nan")], [float("inf")], 5, [None]])
+def test_a_window_of_no_numbers_is_damage(window, tmp_path, monkeypatch):
+    """JSON files of Python may hold NaN, and no loss would ever be a spike again."""
+    monkeypatch.setattr("nanogpt.checkpoints.digest", lambda path: 0)
+    facts = dict(step=5, position=0, log_size=0, scaler={}, config={}, shards=[],
+                 spikes={"loss": window, "norm": []})
+    (tmp_path / "state.json").write_text(json.dumps(facts))
+    (tmp_path / "manifest.json").write_text(json.dumps({"state.json": 0}))
+    with pytest.raises(Damaged, match=tmp_path.name):
+        read_facts(5, tmp_path)
 
 
 def test_the_window_that_is_saved_is_of_the_moment(tmp_path, monkeypatch):

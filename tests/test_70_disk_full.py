@@ -1,5 +1,6 @@
 """A disk that is full, read-only or gone ends the run in one line, with what was saved whole."""
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from helpers import ROOT, TINY, main_here, refusal, start, write_shards
 
 import train_gpt2
-from nanogpt.common import digest, save_file
+from nanogpt.disk import digest, save_file
 from nanogpt.report import read_log
 
 pytestmark = pytest.mark.slow
@@ -65,7 +66,7 @@ if __name__ == "__main__":
     saved = whole_checkpoints(out)
     assert 2 <= len(saved) <= 4 and saved[0] == "checkpoint_000002"
     done = start("train_gpt2.py", *flags, "--resume", "--keep", 1, ranks=ranks)
-    assert done.returncode == 2 and "are to come" in done.stderr, "still no room"
+    assert done.returncode == 2 and "the run will write" in done.stderr, "still no room"
     for name in saved[:-1]:
         shutil.rmtree(out / name)
     done = start("train_gpt2.py", *flags, "--resume", "--keep", 1, ranks=ranks)
@@ -81,8 +82,8 @@ def test_no_rank_waits_for_the_one_whose_disk_failed(call, tmp_path):
     script.write_text(f"""import builtins, os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import train_gpt2
-from nanogpt import common, report
-def fails(path, *args, original={"builtins.open" if call == "open" else "common.sync"}, **more):
+from nanogpt import common, disk, report
+def fails(path, *args, original={"builtins.open" if call == "open" else "disk.sync"}, **more):
     if os.environ["RANK"] == "0" and path.exists() and "\\n2 train" in path.read_text():
         raise OSError(5, "Input/output error")
     return original(path, *args, **more)
@@ -168,3 +169,18 @@ def test_the_others_do_not_end_in_a_traceback():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: another process of this run has ended: its own line says why\n"
+
+
+@pytest.mark.parametrize("number, way_out", [
+    (errno.ENOSPC, "make room there"), (errno.EDQUOT, "make room there"),
+    (errno.EIO, "fix that"), (errno.EROFS, "fix that"),
+    (errno.EFBIG, "fix that")])
+def test_room_is_the_way_out_of_a_full_disk_alone(number, way_out, tmp_path, monkeypatch, capsys):
+    def fails(path, *args, **more):
+        if str(path).endswith("state.safetensors"):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("nanogpt.checkpoints.save_file", lambda tensors, path: fails(path))
+    said = refusal(train_gpt2.main, *RUN, "--data", write_shards(tmp_path / "shards"), "--out-dir",
+                   tmp_path / "run", "--max-steps", 1, monkeypatch=monkeypatch, capsys=capsys)
+    assert f"{os.strerror(number)}): {way_out}, then go on with --resume" in said

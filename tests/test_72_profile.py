@@ -63,4 +63,4 @@ def test_without_it_nothing_is_traced(flags, tmp_path, monkeypatch, capsys):
 
 def test_more_steps_than_there_are_is_refused(flags, monkeypatch, capsys):
     said = refusal(train_gpt2.main, *flags, "--profile", 4, monkeypatch=monkeypatch, capsys=capsys)
-    assert "--profile 4 of 6 steps" in said and "give 3 or less" in said
+    assert "--profile 4 of 6 steps" in said and "give --max-steps 7 or more" in said

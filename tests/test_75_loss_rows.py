@@ -60,6 +60,29 @@ def test_autocast_is_heeded():
     assert whole != model(idx, idx)[1] and abs(in_parts - whole) < 0.01 * whole
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_parts_add_up_in_float32(dtype):
+    """128 parts of 64 positions: summed up in 16 bits, the loss would be off by a percent or more,
+    and float16's, times the scaler's 65,536, would be infinite."""
+    model = lively_gpt(block_size=64)
+    tokens = torch.randint(257, (128, 65), generator=torch.Generator().manual_seed(0))
+    idx, targets = tokens[:, :-1], tokens[:, 1:]
+    with torch.autocast("cpu", dtype):
+        whole = model(idx, targets)[1].item()
+        model.loss_rows = 64
+        in_parts = model(idx, targets)[1]
+    assert in_parts.dtype == torch.float32 and (in_parts * 65536).isfinite()
+    assert in_parts.item() == pytest.approx(whole, rel=1e-3)
+
+
+def test_targets_of_minus_100_do_not_count():
+    model, idx = lively_gpt().double(), torch.randint(257, (3, 16))
+    targets = idx.clone()
+    targets[:, ::3] = -100
+    whole, in_parts = (loss_and_gradients(model, idx, targets, rows)[0] for rows in (0, 7))
+    assert abs(whole - in_parts) < 1e-12
+
+
 def test_the_run_has_them(tmp_path, monkeypatch):
     data = write_shards(tmp_path / "shards")
     losses = []

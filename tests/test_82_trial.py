@@ -9,6 +9,7 @@ from helpers import TINY, lively_gpt, main_here, write_shards
 
 from nanogpt import trial
 from nanogpt.checkpoints import read_facts
+from nanogpt.disk import digest
 from nanogpt.trial import least_seconds, machine, quickest, try_products
 
 CPU = torch.device("cpu")
@@ -171,3 +172,31 @@ def test_a_machine_is_what_bits_depend_on(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"A card, {device}")
     assert machine(torch.device("cuda", 1)) == "A card, cuda:1"
     assert machine(torch.device("mps")) == "mps"
+
+
+def edit(checkpoint, **facts):
+    """Change state.json and the manifest that lists it."""
+    path = checkpoint / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    listed = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps(listed | {path.name: digest(path)}))
+
+
+@pytest.mark.parametrize("chosen, passed_over", [
+    (None, True), ("plain", True), ({}, False), ({"products": None}, False),
+    ({"products": {"forward": "plain"}}, False), ({"muon": ["x"]}, False),
+    ({"products": {"forward": [], "backward": [], "few rows": []}}, False)])
+def test_choices_that_are_none_are_made_anew(chosen, passed_over, tmp_path, monkeypatch, capsys):
+    """Somebody edited them, or an earlier version of the program made fewer."""
+    args = [*RUN, "--data", write_shards(tmp_path / "shards"), "--out-dir", tmp_path / "run"]
+    main_here(monkeypatch, *args)
+    shutil.rmtree(tmp_path / "run" / "checkpoint_000004")
+    newest = tmp_path / "run" / "checkpoint_000002"
+    before = json.loads((newest / "state.json").read_text())["chosen"]
+    edit(newest, chosen=chosen if passed_over else {"machine": before["machine"]} | chosen)
+    main_here(monkeypatch, *args, "--resume")
+    said = capsys.readouterr().out
+    assert (f"passed over {newest}" in said) == passed_over
+    assert ("resumed    | at step 2 of" in said) != passed_over
+    facts = json.loads((tmp_path / "run" / "checkpoint_000004" / "state.json").read_text())
+    assert facts["chosen"] == before

@@ -152,3 +152,12 @@ def test_a_checkpoint_of_before_has_adamw():
     facts = {"config": json.loads(json.dumps(train_gpt2.asdict(config))), "shards": [], "step": 1}
     del facts["config"]["optimizer"]
     assert changed_settings(config, facts, []) == {}
+
+
+def test_resumed_from_before_the_first_update():
+    """Such a checkpoint has no averages: restore leaves an empty state for every parameter."""
+    p = torch.nn.Parameter(torch.ones(4, 4))
+    optimizer = Muon([p], 0.1)
+    optimizer.state[p], p.grad = {}, torch.eye(4)
+    optimizer.step()
+    assert optimizer.state[p]["momentum_buffer"].count_nonzero() == 4

@@ -193,10 +193,22 @@ def test_points_that_do_not_fit_are_left_out(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("args, words", [
-    ([], "no command ''; commands: bench"), (["dance"], "no command 'dance'")])
+    (["dance"], "no command 'dance': choose"), (["bnech"], "(did you mean bench?)")])
 def test_bad_input_is_one_line(args, words, tmp_path):
     done = bench(*args, cwd=tmp_path)
     assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_alone_it_says_what_there_is(tmp_path):
+    done = bench(cwd=tmp_path)
+    assert done.returncode == 2 and "  bench     measure" in done.stdout and not done.stderr
+
+
+def test_nobody_reads_the_rest(tmp_path):
+    """`| head -1` closes the pipe: no error, no traceback."""
+    done = subprocess.run(f"{sys.executable} -m build_nanogpt --help | head -1", shell=True,
+                          cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.startswith("usage:")
 
 
 def test_help(tmp_path):

@@ -17,10 +17,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every file of the program and the most lines it may have, in the order of imports: a file uses
 # only those above it. Past its budget, take a line out, or argue for more in the commit.
 BUDGETS = {
-    "nanogpt/__init__.py": 1,
-    "nanogpt/common.py": 250,
-    "nanogpt/weights.py": 150,
+    "nanogpt/terminal.py": 100,
+    "nanogpt/__init__.py": 5,
+    "nanogpt/common.py": 150,
+    "nanogpt/disk.py": 150,
+    "nanogpt/weights.py": 200,
     "nanogpt/tokenizer.py": 150,
+    "nanogpt/launch.py": 100,
     "nanogpt/ranks.py": 200,
     "nanogpt/sources.py": 250,
     "nanogpt/shards.py": 300,

@@ -14,7 +14,7 @@ import time
 import pytest
 from helpers import ROOT, TINY, _child, context, free_port, start, write_shards
 
-from nanogpt.common import digest
+from nanogpt.disk import digest
 
 # An epoch has 11 steps; shards, the epoch, evaluations, samples and checkpoints end at other steps.
 RUN = [*TINY, "--B", 4, "--max-steps", 26, "--eval-every", 5, "--val-tokens", 600, "--hellaswag",

@@ -16,7 +16,7 @@ from build_nanogpt import cli
 from build_nanogpt.__main__ import main as tools
 from build_nanogpt.bench.measure import Clock
 from build_nanogpt.proof import command, data, ladder, parts, run
-from nanogpt.common import save_file
+from nanogpt.disk import save_file
 from nanogpt.report import read_log
 
 CPU = torch.device("cpu")
@@ -383,7 +383,7 @@ def test_a_difference_of_one_bit_is_found(change, again, words, tmp_path, monkey
 def test_a_run_that_fails_gives_its_last_line(tmp_path):
     config = command.Config(device="cpu", out=str(tmp_path), small=True)
     flags = [*data.flags_of(config, 4, tmp_path / "run"), "--n-head=3"]
-    with pytest.raises(RuntimeError, match=r"status 2: error: --n-embd 64 does not divide .*run.t"):
+    with pytest.raises(RuntimeError, match=r"status 2: error: n_embd 64 is not a multiple .*run.t"):
         run.train(config, flags, tmp_path / "run.txt")
 
 

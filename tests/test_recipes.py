@@ -33,7 +33,7 @@ MINE = "test_lecture_mine.py::test_mine_is_done"
 # command, up to a flag's value: where it is run
 KNOWN = {
     "pip install -e .": CI, "pip install -e '.[test]'": CI, "pytest": CI,
-    "pip install -e '.[fast]'": HUB, "git clone ADDRESS build_nanogpt": FOLLOWER,
+    "pip install -e '.[fast]'": HUB,
     "git log --oneline": FOLLOWER, "python -m build_nanogpt build": ERRATUM,
     "git tag -n": "test_lecture_build.py::test_branch_and_tags",
     "git worktree add ../lecture step-01": WORKTREE, "git checkout step-02": WORKTREE,
@@ -98,7 +98,7 @@ def test_the_tests_named_are_there(place):
 @pytest.mark.parametrize("command", [c for c in FOUND if c.startswith("python -m build_nanogpt")])
 def test_the_tools_take_these_flags(command):
     name, *flags = shlex.split(command)[3:]
-    config = importlib.import_module(f"build_nanogpt.{COMMANDS[name]}").Config
+    config = importlib.import_module(f"build_nanogpt.{COMMANDS[name][0]}").Config
     tyro.cli(config, args=flags)
 
 

@@ -125,10 +125,23 @@ def words_of_failure(name, facts, mine):
         yield f"    {facts['doc']}"
     if facts.get("test"):
         yield f"    line {facts['test'][1]}: `{facts['test'][2]}`"
-    yield from (f"    {line}" for line in facts["message"].splitlines()[:6])
+    said = [line for line in facts["message"].splitlines() if not line.strip().startswith("+ ")]
+    yield from (f"    {line}" for line in said[:6])
     if facts.get("own"):
         path, line, text = facts["own"]
         yield f"    at {mine.short(path)} line {line}: `{text}`"
+
+
+def words_of_failures(failed, mine):
+    """words_of_failure() of each; tests that fail with the same message are counted instead."""
+    same, lines = {}, []
+    for name, facts in failed.items():
+        same.setdefault(facts["message"].partition("\n")[0], []).append(name)
+    for names in same.values():
+        lines += words_of_failure(names[0], failed[names[0]], mine)
+        if names[1:]:
+            lines.append(f"    and {count(len(names) - 1)} more with the same message")
+    return lines
 
 
 def verdict(tally):
@@ -194,8 +207,7 @@ def check_mine(config, steps, jobs, root, cwd=None):
         tally = run_tests(step, original, tree_of(mine, original, before), mine, jobs)
     lines = [mine.lacking] * bool(mine.lacking) + tally.broken
     for failed in tally.failed[True], dict(list(tally.failed[False].items())[:ENOUGH]):
-        for name, facts in failed.items() if not tally.broken else ():
-            lines += words_of_failure(name, facts, mine)
+        lines += words_of_failures(failed, mine) if not tally.broken else []
     if not tally.done:
         lines += [*way_on(step, original, mine), ""]
     print("\n".join([*lines, verdict(tally)]))

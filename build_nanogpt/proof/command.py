@@ -25,7 +25,7 @@ from build_nanogpt.bench.measure import Clock, draw_bars, facts_of
 from build_nanogpt.cli import UserError, whole
 from build_nanogpt.proof import ladder, parts, run
 from build_nanogpt.proof.data import named_tokenizer
-from nanogpt.common import check_writable
+from nanogpt.disk import check_writable
 from nanogpt.cpu import keep_memory
 from nanogpt.ranks import find_device
 from nanogpt.shards import find_shards

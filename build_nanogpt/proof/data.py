@@ -13,7 +13,8 @@ import tiktoken.load
 
 from build_nanogpt.cli import UserError
 from nanogpt import common
-from nanogpt.common import needs_network, whole
+from nanogpt.common import needs_network
+from nanogpt.disk import whole
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer
 
 # Sizes of the run, and of its rehearsal on a CPU.

@@ -13,7 +13,7 @@ from build_nanogpt.lecture.git import ROOT
 from build_nanogpt.proof.data import BIG, SMALL, flags_of, shards_of
 from build_nanogpt.proof.parts import device_of, run_B
 from nanogpt.checkpoints import find_checkpoints, read_tensors
-from nanogpt.common import digest
+from nanogpt.disk import digest
 from nanogpt.report import read_log
 
 SMALL_B = 4
