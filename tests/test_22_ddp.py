@@ -170,3 +170,18 @@ def test_two_processes_print_what_one_prints(tmp_path):
     assert len(said[None]) == len(said[2]) == 3
     for one, two in zip(said[None], said[2], strict=True):
         assert float(one.split()[1]) == pytest.approx(float(two.split()[1]), abs=2e-4)
+
+
+def started_by_srun(rank, world, port):
+    """Slurm's names, and what its user has to add."""
+    os.environ.update(SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), MASTER_ADDR="127.0.0.1",
+                      SLURM_STEP_NUM_TASKS=str(world), MASTER_PORT=str(port))
+    ranks = init_ranks("cpu")
+    assert (ranks.ddp_rank, ranks.ddp_world_size) == (rank, world)
+    assert sum_over_ranks(torch.ones(1), ranks).item() == world
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_of_another_launcher_meet():
+    together(started_by_srun, 2, free_port())
