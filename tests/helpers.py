@@ -1,0 +1,64 @@
+"""What several tests need."""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def context():
+    """How to begin processes: forked from this one, with all that it has imported, if that is safe
+    (one thread, no GPU in use); else forked from a server that has torch; else anew (Windows)."""
+    methods = multiprocessing.get_all_start_methods()
+    torch = sys.modules.get("torch")
+    if ("fork" in methods and threading.active_count() == 1
+            and not (torch and torch.cuda.is_initialized())):
+        return multiprocessing.get_context("fork")
+    if "forkserver" not in methods:
+        return multiprocessing.get_context("spawn")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["torch", "numpy", "tiktoken", "tyro", "tqdm"])
+    return server
+
+
+def _child(script, args, environment, cwd, out, err):
+    """In a fresh process: the script as its user starts it, what it says into two files."""
+    for name, number in (out, 1), (err, 2):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv = [str(script), *args]
+    sys.path[0:0] = [str(Path(script).parent)]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def start(script, *args, ranks=None, env=None, timeout=300):
+    """Run a script of the project as its user would. Returns a CompletedProcess with its text.
+
+    ranks: so many processes with the environment that torchrun gives them, text of all together.
+    """
+    environments = [{"OMP_NUM_THREADS": "1", **(env or {})}]
+    args, script = [str(arg) for arg in args], ROOT / script
+    with tempfile.TemporaryDirectory() as folder:
+        files = [(f"{folder}/{i}.out", f"{folder}/{i}.err") for i in range(len(environments))]
+        processes = [
+            context().Process(target=_child, args=(script, args, each, os.getcwd(), *names))
+            for each, names in zip(environments, files, strict=True)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout)
+            if process.is_alive():
+                process.kill()
+                raise TimeoutError(f"{script} {args} took more than {timeout} s")
+        out, err = ("".join(Path(name).read_text(encoding="utf-8", errors="replace")
+                            for name in names if os.path.exists(name))
+                    for names in zip(*files, strict=True))
+    codes = [process.exitcode for process in processes]
+    return subprocess.CompletedProcess([str(script), *args], max(codes, key=abs), out, err)
