@@ -8,7 +8,18 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+import torch
+
+import train_gpt2
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def small_gpt(seed=0, block_size=16, vocab_size=257, n_layer=2, n_head=2, n_embd=32):
+    """A network of a few thousand parameters, random but the same every time."""
+    torch.manual_seed(seed)
+    config = train_gpt2.GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd)
+    return train_gpt2.GPT(config)
 
 
 def context():
