@@ -3,11 +3,15 @@
 Read from top to bottom: network, configuration, data, optimizer, training step, evaluation, main.
 """
 
-from nanogpt.common import run
+from nanogpt.common import UserError, run
 
+import sys
 from dataclasses import dataclass
 
+import torch
 from torch import nn
+
+from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
 
 
 # the network
@@ -76,9 +80,42 @@ class GPT(nn.Module):
         """Number of parameters: 163,037,184 for GPT-2 124M while it has two vocabulary matrices."""
         return sum(p.numel() for p in self.parameters())
 
+    @classmethod
+    def from_pretrained(cls, name_or_folder):
+        """GPT-2's weights, from the hub by name or from a folder in transformers' layout.
+
+        name_or_folder: gpt2 (124M), gpt2-medium (350M), gpt2-large (774M), gpt2-xl (1558M), or a
+        folder with config.json and model.safetensors. Raises UserError for anything else.
+        """
+        sizes, tensors = read_pretrained(name_or_folder)
+        model = cls(GPTConfig(**sizes))
+        model.load_transformers_state(tensors, name_or_folder)
+        return model
+
+    @torch.no_grad()
+    def load_transformers_state(self, tensors, source="the state dict"):
+        """Copy in tensors named as in transformers. source: where they come from, for errors."""
+        sd = self.state_dict()
+        tensors = check_names(tensors, sd, source)
+        for k in sd:
+            # (in, out) there, for a Conv1D; (out, in) here, for nn.Linear
+            t = tensors[k].t() if k.endswith(TRANSPOSED) else tensors[k]
+            if t.shape != sd[k].shape:
+                raise UserError(f"{source}: {k} has the shape {tuple(t.shape)}, and its "
+                                f"config.json asks for {tuple(sd[k].shape)}")
+            sd[k].copy_(t)
+
 
 def main():
-    model = GPT(GPTConfig())
+    args = sys.argv[1:]  # a name of PRETRAINED, or a folder with GPT-2's weights
+    torch.manual_seed(1337)
+    try:
+        model = GPT.from_pretrained(args[0] if args else "gpt2")
+    except UserError as error:
+        if args:
+            raise
+        print(f"{error}\ngoing on with random weights")
+        model = GPT(GPTConfig())
     for name, p in model.named_parameters():
         print(f"{name:36s} {str(tuple(p.shape)):14s} std {p.std():.4f}")
     print(f"{model.num_params():,} parameters")

@@ -1,5 +1,6 @@
 """What all programs share: one-line errors, flags, whole files, the hub."""
 
+import contextlib
 import os
 import sys
 
@@ -20,3 +21,26 @@ def run(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def needs_network(what, way_out):
+    """Turn whatever a download raises in this block into a UserError that names the way out."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"cannot get {what} ({type(error).__name__}: {reason}): {way_out}"
+                        ) from error
+
+
+def hub_file(repo_id, file, **where):
+    """The local path of a file on the hub, downloaded once.
+
+    where: repo_type and revision, as huggingface_hub has them.
+    """
+    import huggingface_hub
+
+    return huggingface_hub.hf_hub_download(repo_id, file, **where)

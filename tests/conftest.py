@@ -8,6 +8,23 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes seconds; left out of checks in a hurry")
+
+
+@pytest.fixture(scope="session")
+def hf_folder(tmp_path_factory):
+    """A random GPT-2 with GPT-2's vocabulary, small, as transformers saves it."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("hf_gpt2")
+    config = GPT2Config(n_layer=3, n_head=4, n_embd=64, n_positions=64, vocab_size=50257)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return str(folder)
