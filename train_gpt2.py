@@ -5,11 +5,13 @@ Read from top to bottom: network, configuration, data, optimizer, training step,
 
 from nanogpt.common import UserError, run
 
+import math
 import sys
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
 
@@ -35,9 +37,26 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
+        if config.n_embd % config.n_head:
+            raise UserError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
         self.n_head = config.n_head
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads at once
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        # 1 where a position may look: at itself and before. No weight, so not in the checkpoint
+        mask = torch.ones(config.block_size, config.block_size, dtype=torch.bool).tril()
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x):
+        B, T, C = x.size()
+        q, k, v = self.c_attn(x).split(C, dim=2)
+        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
+                   for t in (q, k, v))
+        att = q @ k.transpose(-2, -1) / math.sqrt(k.size(-1))  # (B, nh, T, T)
+        # minus infinity, not a large number: after softmax the future weighs exactly nothing
+        att = att.masked_fill(~self.mask[:T, :T], float("-inf"))
+        y = F.softmax(att, dim=-1) @ v  # (B, nh, T, hs)
+        y = y.transpose(1, 2).contiguous().view(B, T, C)  # heads side by side again
+        return self.c_proj(y)
 
 
 class MLP(nn.Module):
@@ -50,6 +69,9 @@ class MLP(nn.Module):
         self.gelu = nn.GELU(approximate="tanh")
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
+    def forward(self, x):
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
 
 class Block(nn.Module):
     """Attention, then MLP: each reads a normalized copy of the stream and adds its result."""
@@ -60,6 +82,11 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        x = x + self.mlp(self.ln_2(x))
+        return x
 
 
 class GPT(nn.Module):
@@ -75,6 +102,22 @@ class GPT(nn.Module):
             ln_f=nn.LayerNorm(config.n_embd),
         ))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+
+    def forward(self, idx):
+        """idx (B, T) long -> logits (B, T, vocab_size), and None where the loss will be.
+
+        Raises ValueError for T > block_size.
+        """
+        B, T = idx.size()
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens, but the network has {self.config.block_size} positions")
+        pos = torch.arange(T, device=idx.device)
+        x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
+        for block in self.transformer.h:
+            x = block(x)
+        x = self.transformer.ln_f(x)
+        logits = self.lm_head(x)
+        return logits, None
 
     def num_params(self):
         """Number of parameters: 163,037,184 for GPT-2 124M while it has two vocabulary matrices."""
@@ -106,6 +149,9 @@ class GPT(nn.Module):
             sd[k].copy_(t)
 
 
+# main
+
+
 def main():
     args = sys.argv[1:]  # a name of PRETRAINED, or a folder with GPT-2's weights
     torch.manual_seed(1337)
@@ -116,9 +162,12 @@ def main():
             raise
         print(f"{error}\ngoing on with random weights")
         model = GPT(GPTConfig())
-    for name, p in model.named_parameters():
-        print(f"{name:36s} {str(tuple(p.shape)):14s} std {p.std():.4f}")
-    print(f"{model.num_params():,} parameters")
+    # Hello, I'm a language model,
+    idx = torch.tensor([[15496, 11, 314, 1101, 257, 3303, 2746, 11]])
+    with torch.no_grad():
+        logits, _ = model(idx)
+    print(f"logits {tuple(logits.shape)}")
+    print("likeliest next tokens", logits[0, -1].topk(5).indices.tolist())
 
 
 if __name__ == "__main__":

@@ -22,6 +22,15 @@ def small_gpt(seed=0, block_size=16, vocab_size=257, n_layer=2, n_head=2, n_embd
     return train_gpt2.GPT(config)
 
 
+def lively_gpt(**sizes):
+    """small_gpt with weights large enough that its logits differ enough to compare."""
+    model = small_gpt(**sizes)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.mul_(5) if "ln_" in name else p.normal_(0.0, 0.1)
+    return model
+
+
 def context():
     """How to begin processes: forked from this one, with all that it has imported, if that is safe
     (one thread, no GPU in use); else forked from a server that has torch; else anew (Windows)."""
