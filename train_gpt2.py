@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nanogpt.tokenizer import get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
 
 
@@ -123,6 +124,28 @@ class GPT(nn.Module):
         """Number of parameters: 163,037,184 for GPT-2 124M while it has two vocabulary matrices."""
         return sum(p.numel() for p in self.parameters())
 
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=50, generator=None):
+        """Continue idx (B, T) with max_new_tokens sampled tokens: (B, T + max_new_tokens).
+
+        temperature 0 takes the likeliest token; top_k None chooses among all. generator: a
+        torch.Generator on idx's device, so that sampling leaves the global state alone.
+        """
+        for _ in range(max_new_tokens):
+            logits, _ = self(idx[:, -self.config.block_size :])
+            logits = logits[:, -1, :]  # (B, V): only the last position predicts the next
+            if not logits.isfinite().all():
+                raise UserError("the network's logits are NaN or infinite: take other weights")
+            if temperature < 1e-6:  # below, the division overflows
+                next_idx = logits.argmax(dim=-1, keepdim=True)
+            else:
+                k = min(top_k or self.config.vocab_size, self.config.vocab_size)
+                top, ids = logits.topk(k, dim=-1)  # (B, k)
+                probs = F.softmax(top / temperature, dim=-1)
+                next_idx = ids.gather(1, torch.multinomial(probs, 1, generator=generator))
+            idx = torch.cat((idx, next_idx), dim=1)
+        return idx
+
     @classmethod
     def from_pretrained(cls, name_or_folder):
         """GPT-2's weights, from the hub by name or from a folder in transformers' layout.
@@ -160,14 +183,12 @@ def main():
     except UserError as error:
         if args:
             raise
-        print(f"{error}\ngoing on with random weights")
-        model = GPT(GPTConfig())
-    # Hello, I'm a language model,
-    idx = torch.tensor([[15496, 11, 314, 1101, 257, 3303, 2746, 11]])
-    with torch.no_grad():
-        logits, _ = model(idx)
-    print(f"logits {tuple(logits.shape)}")
-    print("likeliest next tokens", logits[0, -1].topk(5).indices.tolist())
+        print(f"{error}\ngoing on with random weights, small and on bytes")
+        model = GPT(GPTConfig(vocab_size=257, n_layer=2, n_head=4, n_embd=128))
+    enc = get_tokenizer(tokenizer_name(model.config.vocab_size))
+    idx = torch.tensor([enc.encode_ordinary("Hello, I'm a language model,")] * 5)
+    for tokens in model.generate(idx, 30, generator=torch.Generator().manual_seed(42)):
+        print(">", repr(enc.decode(tokens.tolist())))
 
 
 if __name__ == "__main__":

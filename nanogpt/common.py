@@ -11,6 +11,8 @@ class UserError(ValueError):
 
 def run(main):
     """Call main(); what the user can fix becomes one line on stderr and exit status 2."""
+    if hasattr(sys.stdout, "reconfigure"):  # samples on a terminal of another code page
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except (UserError, OSError) as error:  # OSError: the disk is full, a file may not be read

@@ -1,0 +1,36 @@
+"""Text to ids and back: GPT-2's byte pairs, or plain bytes."""
+
+import tiktoken
+
+from nanogpt.common import UserError, needs_network
+
+# name -> number of ids; a network's vocab_size says which of the two it was trained with
+TOKENIZERS = {"gpt2": 50257, "bytes": 257}
+
+
+def tokenizer_name(vocab_size):
+    """'gpt2' or 'bytes', by the number of ids. Raises UserError for any other number."""
+    for name, n_vocab in TOKENIZERS.items():
+        if n_vocab == vocab_size:
+            return name
+    raise UserError(
+        f"a vocabulary of {vocab_size} ids belongs to no known tokenizer: "
+        "50257 is gpt2's, 257 is bytes'"
+    )
+
+
+def get_tokenizer(name):
+    """A tiktoken.Encoding: GPT-2's 50,257 ids, or 256 bytes and end-of-text.
+
+    GPT-2's vocabulary is downloaded once and kept where TIKTOKEN_CACHE_DIR says, or in the
+    system's temporary folder. Raises UserError if it is neither there nor can be downloaded.
+    """
+    if name == "bytes":
+        ranks = {bytes([i]): i for i in range(256)}
+        special = {"<|endoftext|>": 256}
+        # one piece per character, so that no piece is long and nothing is merged
+        return tiktoken.Encoding("bytes", pat_str="(?s:.)", mergeable_ranks=ranks,
+                                 special_tokens=special)
+    with needs_network("GPT-2's vocabulary", "go online once, set TIKTOKEN_CACHE_DIR to a folder "
+                       "that holds it, or take bytes: a vocabulary of 257 ids"):
+        return tiktoken.get_encoding(name)
