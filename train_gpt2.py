@@ -6,13 +6,13 @@ Read from top to bottom: network, configuration, data, optimizer, training step,
 from nanogpt.common import UserError, run
 
 import math
-import sys
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nanogpt.ranks import find_device
 from nanogpt.tokenizer import get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
 
@@ -176,18 +176,16 @@ class GPT(nn.Module):
 
 
 def main():
-    args = sys.argv[1:]  # a name of PRETRAINED, or a folder with GPT-2's weights
+    device = find_device()
     torch.manual_seed(1337)
-    try:
-        model = GPT.from_pretrained(args[0] if args else "gpt2")
-    except UserError as error:
-        if args:
-            raise
-        print(f"{error}\ngoing on with random weights, small and on bytes")
-        model = GPT(GPTConfig(vocab_size=257, n_layer=2, n_head=4, n_embd=128))
+    config = GPTConfig()
+    if device.type == "cpu":  # where the video's network takes seconds for five words
+        config = GPTConfig(vocab_size=257, n_layer=2, n_head=4, n_embd=128)
+    model = GPT(config).to(device)
+    print(f"device {device}, {model.num_params():,} parameters")
     enc = get_tokenizer(tokenizer_name(model.config.vocab_size))
-    idx = torch.tensor([enc.encode_ordinary("Hello, I'm a language model,")] * 5)
-    for tokens in model.generate(idx, 30, generator=torch.Generator().manual_seed(42)):
+    idx = torch.tensor([enc.encode_ordinary("Hello, I'm a language model,")] * 5, device=device)
+    for tokens in model.generate(idx, 30, generator=torch.Generator(device).manual_seed(42)):
         print(">", repr(enc.decode(tokens.tolist())))
 
 

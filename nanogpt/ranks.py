@@ -1,0 +1,29 @@
+"""Which process of how many, on which device, in which precision; what they tell each other."""
+
+import torch
+
+from nanogpt.common import UserError
+
+
+def find_device(name="auto"):
+    """torch.device for 'auto' (cuda, else mps, else cpu), 'cuda', 'cuda:1', 'mps' or 'cpu'.
+
+    Raises UserError for a device that is unknown or not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: choose auto, cuda, mps or cpu") from None
+    usable = {
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if not usable.get(device.type, False):
+        raise UserError(f"--device {name}: this machine or this torch has none, use --device cpu")
+    return device
