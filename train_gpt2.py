@@ -7,7 +7,9 @@ from nanogpt.common import UserError, run
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -172,6 +174,25 @@ class GPT(nn.Module):
             sd[k].copy_(t)
 
 
+# data
+
+
+def read_text(path):
+    """The text of a file; without input.txt, the manual behind Python's help(), half a megabyte."""
+    if Path(path).exists():
+        return Path(path).read_text(encoding="utf-8")
+    print(f"no file {path} (the video's is tinyshakespeare): reading Python's manual instead")
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics.values())
+
+
+def get_batch(tokens, B, T):
+    """x, y: (B, T) int64, from the first B T + 1 tokens; y is one token ahead of x."""
+    buf = torch.from_numpy(tokens[: B * T + 1].astype(np.int64))  # few torch functions take uint16
+    return buf[:-1].view(B, T), buf[1:].view(B, T)
+
+
 # main
 
 
@@ -184,9 +205,13 @@ def main():
     model = GPT(config).to(device)
     print(f"device {device}, {model.num_params():,} parameters")
     enc = get_tokenizer(tokenizer_name(model.config.vocab_size))
-    idx = torch.tensor([enc.encode_ordinary("Hello, I'm a language model,")] * 5, device=device)
-    for tokens in model.generate(idx, 30, generator=torch.Generator(device).manual_seed(42)):
-        print(">", repr(enc.decode(tokens.tolist())))
+    tokens = np.array(enc.encode_ordinary(read_text("input.txt")), dtype=np.uint16)
+    x, y = (t.to(device) for t in get_batch(tokens, B=4, T=32))
+    print(f"{len(tokens):,} tokens; x {tuple(x.shape)}, y {tuple(y.shape)}")
+    print("x[0]", repr(enc.decode(x[0].tolist())))
+    print("y[0]", repr(enc.decode(y[0].tolist())))
+    logits, _ = model(x)
+    print(f"logits {tuple(logits.shape)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+import numpy as np
 import torch
 
 import train_gpt2
@@ -29,6 +30,11 @@ def lively_gpt(**sizes):
         for name, p in model.named_parameters():
             p.mul_(5) if "ln_" in name else p.normal_(0.0, 0.1)
     return model
+
+
+def first_batch(tokens, B, T):
+    """x, y of the first B T tokens."""
+    return train_gpt2.get_batch(np.asarray(tokens, dtype=np.uint16), B, T)
 
 
 def context():
