@@ -106,8 +106,8 @@ class GPT(nn.Module):
         ))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
 
-    def forward(self, idx):
-        """idx (B, T) long -> logits (B, T, vocab_size), and None where the loss will be.
+    def forward(self, idx, targets=None):
+        """idx, targets (B, T) int64 -> logits (B, T, vocab_size), mean loss in nats (or None).
 
         Raises ValueError for T > block_size.
         """
@@ -120,7 +120,10 @@ class GPT(nn.Module):
             x = block(x)
         x = self.transformer.ln_f(x)
         logits = self.lm_head(x)
-        return logits, None
+        loss = None
+        if targets is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, loss
 
     def num_params(self):
         """Number of parameters: 163,037,184 for GPT-2 124M while it has two vocabulary matrices."""
@@ -207,11 +210,9 @@ def main():
     enc = get_tokenizer(tokenizer_name(model.config.vocab_size))
     tokens = np.array(enc.encode_ordinary(read_text("input.txt")), dtype=np.uint16)
     x, y = (t.to(device) for t in get_batch(tokens, B=4, T=32))
-    print(f"{len(tokens):,} tokens; x {tuple(x.shape)}, y {tuple(y.shape)}")
-    print("x[0]", repr(enc.decode(x[0].tolist())))
-    print("y[0]", repr(enc.decode(y[0].tolist())))
-    logits, _ = model(x)
-    print(f"logits {tuple(logits.shape)}")
+    logits, loss = model(x, y)
+    print(f"logits {tuple(logits.shape)}, loss {loss:.4f}, "
+          f"a guess among {config.vocab_size} costs {np.log(config.vocab_size):.4f}")
 
 
 if __name__ == "__main__":
