@@ -3,9 +3,10 @@
 Read from top to bottom: network, configuration, data, optimizer, training step, evaluation, main.
 """
 
-from nanogpt.common import UserError, run
+from nanogpt.common import UserError, parse, run
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanogpt.ranks import find_device
-from nanogpt.tokenizer import get_tokenizer, tokenizer_name
+from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
 
 
@@ -177,6 +178,39 @@ class GPT(nn.Module):
             sd[k].copy_(t)
 
 
+# configuration
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every setting of a run; each is a flag. The defaults are the video's run."""
+
+    n_layer: int = 12  # blocks
+    n_head: int = 12  # attention heads per block
+    n_embd: int = 768  # channels
+    vocab_size: int = TOKENIZERS["gpt2"]  # 50257: GPT-2's tokenizer; 257: bytes
+    max_steps: int = 50  # optimizer steps
+    max_lr: float = 3e-4  # learning rate
+    device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
+
+
+# The video's settings need a GPU; the laptop's small network of bytes trains on any CPU.
+PRESETS = {
+    "gpt2-124M": TrainConfig(),
+    "laptop": TrainConfig(
+        n_layer=2, n_head=4, n_embd=128, vocab_size=TOKENIZERS["bytes"],
+        max_lr=5e-3,
+    ),
+}
+
+
+def parse_args(args):
+    """[--flag value ...] -> TrainConfig. A bad flag ends the program with status 2."""
+    name = "laptop" if find_device().type == "cpu" else "gpt2-124M"
+    about = f"{__doc__}\nThe defaults below are {name}'s, chosen by this machine's device."
+    return parse(PRESETS[name], args, "train_gpt2.py", about)
+
+
 # data
 
 
@@ -196,23 +230,35 @@ def get_batch(tokens, B, T):
     return buf[:-1].view(B, T), buf[1:].view(B, T)
 
 
+# optimizer
+
+
+def train_step(model, optimizer, x, y):
+    """One update of the weights on one batch. Returns the loss before it."""
+    _, loss = model(x, y)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
 # main
 
 
 def main():
-    device = find_device()
+    config = parse_args(sys.argv[1:])
+    device = find_device(config.device)
     torch.manual_seed(1337)
-    config = GPTConfig()
-    if device.type == "cpu":  # where the video's network takes seconds for five words
-        config = GPTConfig(vocab_size=257, n_layer=2, n_head=4, n_embd=128)
-    model = GPT(config).to(device)
+    model = GPT(GPTConfig(vocab_size=config.vocab_size, n_layer=config.n_layer,
+                          n_head=config.n_head, n_embd=config.n_embd)).to(device)
     print(f"device {device}, {model.num_params():,} parameters")
     enc = get_tokenizer(tokenizer_name(model.config.vocab_size))
     tokens = np.array(enc.encode_ordinary(read_text("input.txt")), dtype=np.uint16)
     x, y = (t.to(device) for t in get_batch(tokens, B=4, T=32))
-    logits, loss = model(x, y)
-    print(f"logits {tuple(logits.shape)}, loss {loss:.4f}, "
-          f"a guess among {config.vocab_size} costs {np.log(config.vocab_size):.4f}")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.max_lr)
+    for step in range(config.max_steps):
+        loss = train_step(model, optimizer, x, y)
+        print(f"step {step:5d} | loss {loss:.4f}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import contextlib
 import os
 import sys
 
+import tyro
+
 
 class UserError(ValueError):
     """Something the user can fix. The message names the thing, its value and the way out."""
@@ -23,6 +25,12 @@ def run(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def parse(config, args, prog, description):
+    """Parse flags; the dataclass instance `config` has the defaults, and every field is one flag.
+    Returns a new instance. For a bad flag, tyro prints why on stderr and exits with status 2."""
+    return tyro.cli(type(config), default=config, prog=prog, description=description, args=args)
 
 
 @contextlib.contextmanager

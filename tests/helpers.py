@@ -37,6 +37,40 @@ def first_batch(tokens, B, T):
     return train_gpt2.get_batch(np.asarray(tokens, dtype=np.uint16), B, T)
 
 
+def learn_by_heart(model, tokens, B, T, updates, lr):
+    """The losses of `updates` updates on a single batch, made of B T `tokens`."""
+    x, y = first_batch([*tokens, tokens[0]], B, T)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    return [train_gpt2.train_step(model, optimizer, x, y) for _ in range(updates)]
+
+
+def text_tokens(n, seed=0):
+    """`n` byte tokens that a network can learn something from: words of a small set, documents."""
+    rng = np.random.default_rng(seed)
+    words = [bytes(rng.integers(97, 123, size=rng.integers(2, 7)).tolist()) for _ in range(30)]
+    tokens = []
+    while len(tokens) < n:
+        tokens.append(256)
+        for _ in range(rng.integers(5, 60)):
+            tokens.extend(words[min(29, int(rng.exponential(6)))] + b" ")
+    return np.array(tokens[:n], dtype=np.uint16)
+
+
+def write_data(folder, n=40_000):
+    """Something for --data: a text file of `n` bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = bytes(token % 256 for token in text_tokens(n)).replace(b"\0", b"\n").decode()
+    (folder / "input.txt").write_text(text, encoding="utf-8")
+    return folder / "input.txt"
+
+
+# A network that trains in seconds, as flags.
+TINY = [
+    "--vocab-size", "257", "--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--device", "cpu",
+    "--max-lr", "3e-3",
+]
+
+
 def context():
     """How to begin processes: forked from this one, with all that it has imported, if that is safe
     (one thread, no GPU in use); else forked from a server that has torch; else anew (Windows)."""
@@ -48,7 +82,8 @@ def context():
     if "forkserver" not in methods:
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["torch", "numpy", "tiktoken", "tyro", "tqdm"])
+    # every optimizer imports torch._dynamo, which takes two seconds
+    server.set_forkserver_preload(["torch._dynamo", "numpy", "tiktoken", "tyro", "tqdm"])
     return server
 
 
@@ -70,6 +105,8 @@ def start(script, *args, ranks=None, env=None, timeout=300):
     ranks: so many processes with the environment that torchrun gives them, text of all together.
     """
     environments = [{"OMP_NUM_THREADS": "1", **(env or {})}]
+    if "train" in str(script):  # slow imports that every run needs: once, before forking
+        import torch._dynamo  # noqa: F401 (its optimizer does)
     args, script = [str(arg) for arg in args], ROOT / script
     with tempfile.TemporaryDirectory() as folder:
         files = [(f"{folder}/{i}.out", f"{folder}/{i}.err") for i in range(len(environments))]
