@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanogpt.ranks import find_device
+from nanogpt.shards import TokenStream
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
 
@@ -185,10 +186,14 @@ class GPT(nn.Module):
 class TrainConfig:
     """Every setting of a run; each is a flag. The defaults are the video's run."""
 
+    data: str = "input.txt"
+    """a text file; if there is none, the manual that comes with every Python"""
     n_layer: int = 12  # blocks
     n_head: int = 12  # attention heads per block
     n_embd: int = 768  # channels
     vocab_size: int = TOKENIZERS["gpt2"]  # 50257: GPT-2's tokenizer; 257: bytes
+    B: int = 4  # sequences per batch
+    T: int = 32  # tokens per sequence, and number of position embeddings
     max_steps: int = 50  # optimizer steps
     max_lr: float = 3e-4  # learning rate
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
@@ -218,23 +223,35 @@ def read_text(path):
     """The text of a file; without input.txt, the manual behind Python's help(), half a megabyte."""
     if Path(path).exists():
         return Path(path).read_text(encoding="utf-8")
+    if path != "input.txt":
+        raise UserError(f"no file {path}: name a text file with --data")
     print(f"no file {path} (the video's is tinyshakespeare): reading Python's manual instead")
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics.values())
 
 
-def get_batch(tokens, B, T):
-    """x, y: (B, T) int64, from the first B T + 1 tokens; y is one token ahead of x."""
-    buf = torch.from_numpy(tokens[: B * T + 1].astype(np.int64))  # few torch functions take uint16
-    return buf[:-1].view(B, T), buf[1:].view(B, T)
+class DataLoader:
+    """Batches cut from a TokenStream, one after the other. `position` counts the tokens taken."""
+
+    def __init__(self, stream, B, T, position=0):
+        self.stream, self.B, self.T = stream, B, T
+        self.position = position
+
+    def next_batch(self):
+        """x, y: (B, T) long, y one token ahead of x. Moves on by B T tokens."""
+        n = self.B * self.T
+        tokens = torch.from_numpy(self.stream.read(self.position, n + 1))
+        self.position += n
+        return tokens[:-1].view(self.B, self.T), tokens[1:].view(self.B, self.T)
 
 
 # optimizer
 
 
-def train_step(model, optimizer, x, y):
-    """One update of the weights on one batch. Returns the loss before it."""
+def train_step(model, loader, optimizer, device):
+    """One update of the weights on the next batch. Returns the loss before it."""
+    x, y = (t.to(device) for t in loader.next_batch())
     _, loss = model(x, y)
     loss.backward()
     optimizer.step()
@@ -249,15 +266,15 @@ def main():
     config = parse_args(sys.argv[1:])
     device = find_device(config.device)
     torch.manual_seed(1337)
-    model = GPT(GPTConfig(vocab_size=config.vocab_size, n_layer=config.n_layer,
-                          n_head=config.n_head, n_embd=config.n_embd)).to(device)
-    print(f"device {device}, {model.num_params():,} parameters")
-    enc = get_tokenizer(tokenizer_name(model.config.vocab_size))
-    tokens = np.array(enc.encode_ordinary(read_text("input.txt")), dtype=np.uint16)
-    x, y = (t.to(device) for t in get_batch(tokens, B=4, T=32))
+    enc = get_tokenizer(tokenizer_name(config.vocab_size))
+    tokens = np.array(enc.encode_ordinary(read_text(config.data)), dtype=np.uint16)
+    model = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
+                          config.n_embd)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.max_lr)
+    loader = DataLoader(TokenStream(tokens), config.B, config.T)
+    print(f"device {device}, {model.num_params():,} parameters")
     for step in range(config.max_steps):
-        loss = train_step(model, optimizer, x, y)
+        loss = train_step(model, loader, optimizer, device)
         print(f"step {step:5d} | loss {loss:.4f}")
 
 

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 import train_gpt2
+from nanogpt.shards import TokenStream
 
 ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
 
 
 def small_gpt(seed=0, block_size=16, vocab_size=257, n_layer=2, n_head=2, n_embd=32):
@@ -34,14 +36,19 @@ def lively_gpt(**sizes):
 
 def first_batch(tokens, B, T):
     """x, y of the first B T tokens."""
-    return train_gpt2.get_batch(np.asarray(tokens, dtype=np.uint16), B, T)
+    return train_gpt2.DataLoader(stream_of(tokens), B, T).next_batch()
+
+
+def stream_of(tokens):
+    """A TokenStream over tokens in memory."""
+    return TokenStream(np.asarray(tokens, dtype=np.uint16))
 
 
 def learn_by_heart(model, tokens, B, T, updates, lr):
     """The losses of `updates` updates on a single batch, made of B T `tokens`."""
-    x, y = first_batch([*tokens, tokens[0]], B, T)
+    loader = train_gpt2.DataLoader(stream_of(tokens), B, T)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    return [train_gpt2.train_step(model, optimizer, x, y) for _ in range(updates)]
+    return [train_gpt2.train_step(model, loader, optimizer, CPU) for _ in range(updates)]
 
 
 def text_tokens(n, seed=0):
@@ -67,6 +74,7 @@ def write_data(folder, n=40_000):
 # A network that trains in seconds, as flags.
 TINY = [
     "--vocab-size", "257", "--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--device", "cpu",
+    "--B", "8", "--T", "32",
     "--max-lr", "3e-3",
 ]
 

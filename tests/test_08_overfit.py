@@ -39,7 +39,7 @@ def losses_of(done):
 
 def test_the_loop_learns(tmp_path):
     folder = write_data(tmp_path / "data")
-    losses = losses_of(start("train_gpt2.py", *TINY, "--max-steps", 30))
+    losses = losses_of(start("train_gpt2.py", *TINY, "--max-steps", 30, "--data", folder))
     assert len(losses) == 30 and losses[-1] < losses[0] - 0.5
     assert folder.exists()
 
