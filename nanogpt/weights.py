@@ -34,21 +34,37 @@ def read_pretrained(name_or_folder):
         return read_sizes(config), load_file(weights)
 
 
-def check_names(tensors, names, source):
-    """The tensors under our names. Raises UserError if one is missing or unknown.
+def check_names(tensors, weights, source):
+    """The tensors under our names, each used once. Raises UserError if one is missing, unknown,
+    misshapen or there twice.
 
     The files on the hub name the modules without "transformer.", leave out the shared matrix, and
     hold the causal masks (attn.bias, attn.masked_bias), which are not weights.
     """
-    tensors = {k if k.startswith(("transformer.", "lm_head.")) else f"transformer.{k}": t
-               for k, t in tensors.items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
-    tensors.setdefault("lm_head.weight", tensors.get("transformer.wte.weight"))
-    if missing := sorted(names.keys() - tensors.keys()):
+    ours = {}
+    for name, t in tensors.items():
+        k = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        if k.endswith((".attn.bias", ".attn.masked_bias")):
+            continue
+        if k not in weights:
+            raise UserError(f"{source} holds {name}, which GPT-2 does not have: name a GPT-2")
+        if k in ours:
+            raise UserError(f"{source} holds {k} twice, with and without transformer.: keep one")
+        asked = weights[k].shape[:: -1 if k.endswith(TRANSPOSED) else 1]
+        if t.shape != asked:
+            raise UserError(f"{source}: {name} has the shape {tuple(t.shape)}, and its config.json "
+                            f"asks for {tuple(asked)}")
+        ours[k] = t
+    # the shared matrix may be stored under one of its names, or under both
+    wte = ours.get("transformer.wte.weight", ours.get("lm_head.weight"))
+    ours = {"transformer.wte.weight": wte, "lm_head.weight": wte} | ours
+    if missing := [k for k in weights if ours.get(k) is None]:
         raise UserError(f"{source} lacks weights of its config.json, {missing[0]} for one: "
                         "name a folder that holds them all")
-    if unknown := sorted(tensors.keys() - names.keys()):
-        raise UserError(f"{source} holds {unknown[0]}, which GPT-2 does not have: name a GPT-2")
-    return tensors
+    if (wte.float() != ours["lm_head.weight"].float()).any():
+        raise UserError(f"{source}: lm_head.weight differs from wte.weight, and the network here "
+                        "has one matrix for both: name a GPT-2")
+    return ours
 
 
 def read_sizes(path):
