@@ -49,6 +49,7 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads at once
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_proj.adds_to_residual = True
         # 1 where a position may look: at itself and before. No weight, so not in the checkpoint
         mask = torch.ones(config.block_size, config.block_size, dtype=torch.bool).tril()
         self.register_buffer("mask", mask, persistent=False)
@@ -75,6 +76,7 @@ class MLP(nn.Module):
         # OpenAI computed GELU by its tanh approximation, and the weights expect it
         self.gelu = nn.GELU(approximate="tanh")
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_proj.adds_to_residual = True
 
     def forward(self, x):
         return self.c_proj(self.gelu(self.c_fc(x)))
@@ -111,6 +113,20 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         # one matrix reads and writes tokens (Press and Wolf 2016), which saves 38.6M parameters
         self.transformer.wte.weight = self.lm_head.weight
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module):
+        """Standard deviation 0.02 and biases 0, as in GPT-2's code (which draws wpe with 0.01; here
+        it is 0.02, as in the video, so that loss curves can be compared). The 2 n_layer projections
+        that add to the residual stream are scaled by 1/sqrt(2 n_layer), so that the stream does
+        not grow with depth (GPT-2 paper, section 2.3)."""
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            std = 0.02
+            if hasattr(module, "adds_to_residual"):
+                std *= (2 * self.config.n_layer) ** -0.5
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
 
     def forward(self, idx, targets=None):
         """idx, targets (B, T) int64 -> logits (B, T, vocab_size), mean loss in nats (or None).
@@ -196,6 +212,7 @@ class TrainConfig:
     T: int = 32  # tokens per sequence, and number of position embeddings
     max_steps: int = 50  # optimizer steps
     max_lr: float = 3e-4  # learning rate
+    seed: int = 1337  # for the weights
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
 
 
@@ -265,7 +282,7 @@ def train_step(model, loader, optimizer, device):
 def main():
     config = parse_args(sys.argv[1:])
     device = find_device(config.device)
-    torch.manual_seed(1337)
+    torch.manual_seed(config.seed)
     enc = get_tokenizer(tokenizer_name(config.vocab_size))
     tokens = np.array(enc.encode_ordinary(read_text(config.data)), dtype=np.uint16)
     model = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
