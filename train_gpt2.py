@@ -5,10 +5,12 @@ block, and tied embeddings: one matrix both reads and writes tokens.
 Read from top to bottom: network, configuration, data, optimizer, training step, evaluation, main.
 """
 
+# imported first, so that Ctrl-C ends the program without a traceback from here on
 from nanogpt.common import UserError, parse, run
 
 import math
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,8 +210,8 @@ class TrainConfig:
     n_head: int = 12  # attention heads per block
     n_embd: int = 768  # channels
     vocab_size: int = TOKENIZERS["gpt2"]  # 50257: GPT-2's tokenizer; 257: bytes
-    B: int = 4  # sequences per batch
-    T: int = 32  # tokens per sequence, and number of position embeddings
+    B: int = 16  # sequences per batch; halve it if memory runs out
+    T: int = 1024  # tokens per sequence, and number of position embeddings
     max_steps: int = 50  # optimizer steps
     max_lr: float = 3e-4  # learning rate
     seed: int = 1337  # for the weights
@@ -221,6 +223,7 @@ PRESETS = {
     "gpt2-124M": TrainConfig(),
     "laptop": TrainConfig(
         n_layer=2, n_head=4, n_embd=128, vocab_size=TOKENIZERS["bytes"],
+        B=16, T=128,
         max_lr=5e-3,
     ),
 }
@@ -273,7 +276,7 @@ def train_step(model, loader, optimizer, device):
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss.item()
+    return loss.item()  # .item() waits for the device: the step is done
 
 
 # main
@@ -287,12 +290,18 @@ def main():
     tokens = np.array(enc.encode_ordinary(read_text(config.data)), dtype=np.uint16)
     model = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
                           config.n_embd)).to(device)
+
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.max_lr)
     loader = DataLoader(TokenStream(tokens), config.B, config.T)
     print(f"device {device}, {model.num_params():,} parameters")
     for step in range(config.max_steps):
+        t0 = time.perf_counter()
         loss = train_step(model, loader, optimizer, device)
-        print(f"step {step:5d} | loss {loss:.4f}")
+        dt = time.perf_counter() - t0
+        print(f"step {step:5d} | loss {loss:.4f} | "
+              f"dt {1000 * dt:.0f} ms | {config.B * config.T / dt:,.0f} tok/sec")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """What all programs share: one-line errors, flags, whole files, the hub."""
 
+from nanogpt import terminal  # first: Ctrl-C ends in silence from here on
+
 import contextlib
 import os
+import re
 import sys
 
 import tyro
@@ -11,6 +14,7 @@ class UserError(ValueError):
     """Something the user can fix. The message names the thing, its value and the way out."""
 
 
+@terminal.interruptible()
 def run(main):
     """Call main(); what the user can fix becomes one line on stderr and exit status 2."""
     if hasattr(sys.stdout, "reconfigure"):  # samples on a terminal of another code page
@@ -22,8 +26,13 @@ def run(main):
             raise
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; MPS and the CPU raise it plainly
+        if not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
+            raise
+        print("error: out of memory: halve --B, or choose a smaller "
+              "--T or network", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -1,6 +1,7 @@
 """The step's root is on the path; one thread a process, since two on few cores would fight."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ torch.set_num_threads(1)
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes seconds; left out of checks in a hurry")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell started it with `&`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
