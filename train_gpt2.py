@@ -13,13 +13,14 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nanogpt.ranks import find_device
+from nanogpt.ranks import autocast, choose_dtype, find_device
 from nanogpt.shards import TokenStream
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
@@ -162,7 +163,7 @@ class GPT(nn.Module):
         """
         for _ in range(max_new_tokens):
             logits, _ = self(idx[:, -self.config.block_size :])
-            logits = logits[:, -1, :]  # (B, V): only the last position predicts the next
+            logits = logits[:, -1, :].float()  # (B, V): only the last position predicts the next
             if not logits.isfinite().all():
                 raise UserError("the network's logits are NaN or infinite: take other weights")
             if temperature < 1e-6:  # below, the division overflows
@@ -216,6 +217,8 @@ class TrainConfig:
     max_lr: float = 3e-4  # learning rate
     seed: int = 1337  # for the weights
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """of matrix products; auto: bfloat16 on GPUs that have it, else float16; float32 on a CPU"""
 
 
 # The video's settings need a GPU; the laptop's small network of bytes trains on any CPU.
@@ -269,12 +272,14 @@ class DataLoader:
 # optimizer
 
 
-def train_step(model, loader, optimizer, device):
+def train_step(model, loader, optimizer, scaler, device, dtype):
     """One update of the weights on the next batch. Returns the loss before it."""
     x, y = (t.to(device) for t in loader.next_batch())
-    _, loss = model(x, y)
-    loss.backward()
-    optimizer.step()
+    with autocast(device, dtype):
+        _, loss = model(x, y)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return loss.item()  # .item() waits for the device: the step is done
 
@@ -293,12 +298,14 @@ def main():
 
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
+    dtype = choose_dtype(config.dtype, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.max_lr)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     loader = DataLoader(TokenStream(tokens), config.B, config.T)
-    print(f"device {device}, {model.num_params():,} parameters")
+    print(f"device {device}, {dtype} products, {model.num_params():,} parameters")
     for step in range(config.max_steps):
         t0 = time.perf_counter()
-        loss = train_step(model, loader, optimizer, device)
+        loss = train_step(model, loader, optimizer, scaler, device, dtype)
         dt = time.perf_counter() - t0
         print(f"step {step:5d} | loss {loss:.4f} | "
               f"dt {1000 * dt:.0f} ms | {config.B * config.T / dt:,.0f} tok/sec")

@@ -27,3 +27,19 @@ def find_device(name="auto"):
     if not usable.get(device.type, False):
         raise UserError(f"--device {name}: this machine or this torch has none, use --device cpu")
     return device
+
+
+def choose_dtype(name, device):
+    """The dtype of matrix products under autocast: a torch.dtype."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type != "cuda":
+        return torch.float32
+    # older cards (V100, T4) would emulate bfloat16, slowly
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float16
+
+
+def autocast(device, dtype):
+    """Matrix products in `dtype`, parameters and sensitive operations in fp32."""
+    return torch.autocast(device_type=device.type, dtype=dtype, enabled=dtype != torch.float32)

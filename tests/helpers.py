@@ -34,6 +34,10 @@ def lively_gpt(**sizes):
     return model
 
 
+def no_scaler():
+    return torch.amp.GradScaler("cpu", enabled=False)
+
+
 def first_batch(tokens, B, T):
     """x, y of the first B T tokens."""
     return train_gpt2.DataLoader(stream_of(tokens), B, T).next_batch()
@@ -48,7 +52,12 @@ def learn_by_heart(model, tokens, B, T, updates, lr):
     """The losses of `updates` updates on a single batch, made of B T `tokens`."""
     loader = train_gpt2.DataLoader(stream_of(tokens), B, T)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    return [train_gpt2.train_step(model, loader, optimizer, CPU) for _ in range(updates)]
+    return [update(model, loader, optimizer) for _ in range(updates)]
+
+
+def update(model, loader, optimizer, lr=None, dtype=torch.float32, scaler=None):
+    """One train_step of the program on the CPU. The learning rate is the optimizer's own."""
+    return train_gpt2.train_step(model, loader, optimizer, scaler or no_scaler(), CPU, dtype)
 
 
 def text_tokens(n, seed=0):
