@@ -13,14 +13,15 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import tyro
 from torch import nn
 from torch.nn import functional as F
 
-from nanogpt.ranks import autocast, choose_dtype, find_device
+from nanogpt.ranks import autocast, choose_dtype, compile_model, find_device
 from nanogpt.shards import TokenStream
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
@@ -219,6 +220,8 @@ class TrainConfig:
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """of matrix products; auto: bfloat16 on GPUs that have it, else float16; float32 on a CPU"""
+    compile: Annotated[bool | None, tyro.conf.arg(metavar="| --no-compile")] = None
+    """torch.compile the network; by default on a GPU only"""
 
 
 # The video's settings need a GPU; the laptop's small network of bytes trains on any CPU.
@@ -293,16 +296,18 @@ def main():
     torch.manual_seed(config.seed)
     enc = get_tokenizer(tokenizer_name(config.vocab_size))
     tokens = np.array(enc.encode_ordinary(read_text(config.data)), dtype=np.uint16)
-    model = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
-                          config.n_embd)).to(device)
+    net = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
+                        config.n_embd))
 
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
     dtype = choose_dtype(config.dtype, device)
+    net.to(device)
+    model = compile_model(net, device, config.compile)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.max_lr)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     loader = DataLoader(TokenStream(tokens), config.B, config.T)
-    print(f"device {device}, {dtype} products, {model.num_params():,} parameters")
+    print(f"device {device}, {dtype} products, {net.num_params():,} parameters")
     for step in range(config.max_steps):
         t0 = time.perf_counter()
         loss = train_step(model, loader, optimizer, scaler, device, dtype)

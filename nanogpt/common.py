@@ -38,8 +38,14 @@ def run(main):
 
 def parse(config, args, prog, description):
     """Parse flags; the dataclass instance `config` has the defaults, and every field is one flag.
-    Returns a new instance. For a bad flag, tyro prints why on stderr and exits with status 2."""
-    return tyro.cli(type(config), default=config, prog=prog, description=description, args=args)
+    Returns a new instance. For a bad flag, tyro prints why on stderr and exits with status 2.
+
+    `--compile` and `--no-compile` are short for `--compile=True` and `--compile=False`: to tyro, a
+    field that may also be None (decide by the device) is not a plain on/off flag.
+    """
+    short = {"--compile": "--compile=True", "--no-compile": "--compile=False"}
+    return tyro.cli(type(config), default=config, prog=prog, description=description,
+                    args=[short.get(arg, arg) for arg in args])
 
 
 @contextlib.contextmanager

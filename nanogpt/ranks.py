@@ -43,3 +43,15 @@ def choose_dtype(name, device):
 def autocast(device, dtype):
     """Matrix products in `dtype`, parameters and sensitive operations in fp32."""
     return torch.autocast(device_type=device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def compile_model(model, device, wanted):
+    """torch.compile(model) where it is wanted (None: on cuda) and works, else the model itself."""
+    if not (device.type == "cuda" if wanted is None else wanted):
+        return model
+    try:  # Triton is missing on Windows, a C compiler on many CPUs: try something small first
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as error:
+        print(f"torch.compile does not work here ({type(error).__name__}): running eagerly")
+        return model
+    return torch.compile(model)
