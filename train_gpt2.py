@@ -8,7 +8,6 @@ Read from top to bottom: network, configuration, data, optimizer, training step,
 # imported first, so that Ctrl-C ends the program without a traceback from here on
 from nanogpt.common import UserError, parse, run
 
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -54,19 +53,14 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads at once
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True
-        # 1 where a position may look: at itself and before. No weight, so not in the checkpoint
-        mask = torch.ones(config.block_size, config.block_size, dtype=torch.bool).tril()
-        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x):
         B, T, C = x.size()
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
                    for t in (q, k, v))
-        att = q @ k.transpose(-2, -1) / math.sqrt(k.size(-1))  # (B, nh, T, T)
-        # minus infinity, not a large number: after softmax the future weighs exactly nothing
-        att = att.masked_fill(~self.mask[:T, :T], float("-inf"))
-        y = F.softmax(att, dim=-1) @ v  # (B, nh, T, hs)
+        # softmax(q k^T / sqrt(hs)) v, masked to the past, without ever storing the (T, T) matrix
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         y = y.transpose(1, 2).contiguous().view(B, T, C)  # heads side by side again
         return self.c_proj(y)
 
