@@ -218,6 +218,7 @@ class TrainConfig:
     T: int = 1024  # tokens per sequence, and number of position embeddings
     max_steps: int = 50  # optimizer steps
     max_lr: float = 3e-4  # learning rate
+    weight_decay: float = 0.1  # pull of every parameter towards zero
     seed: int = 1337  # for the weights
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -233,6 +234,7 @@ PRESETS = {
         n_layer=2, n_head=4, n_embd=128, vocab_size=TOKENIZERS["bytes"],
         B=16, T=128,
         max_lr=5e-3,
+        weight_decay=0.3,
     ),
 }
 
@@ -277,16 +279,24 @@ class DataLoader:
 # optimizer
 
 
+def configure_optimizer(model, weight_decay, learning_rate):
+    """AdamW with betas (0.9, 0.95), eps 1e-8 (GPT-3 paper, appendix B)."""
+    return torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), eps=1e-8,
+                             weight_decay=weight_decay)
+
+
 def train_step(model, loader, optimizer, scaler, device, dtype):
-    """One update of the weights on the next batch. Returns the loss before it."""
+    """One update of the weights. Returns (loss before it, gradient norm before clipping at 1.0)."""
     x, y = (t.to(device) for t in loader.next_batch())
     with autocast(device, dtype):
         _, loss = model(x, y)
     scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return loss.item()  # .item() waits for the device: the step is done
+    return loss.item(), norm.item()  # .item() waits for the device: the step is done
 
 
 # main
@@ -307,15 +317,15 @@ def main():
     dtype = choose_dtype(config.dtype, device)
     net.to(device)
     model = compile_model(net, device, config.compile)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.max_lr)
+    optimizer = configure_optimizer(net, config.weight_decay, config.max_lr)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     loader = DataLoader(TokenStream(tokens), config.B, config.T)
     print(f"device {device}, {dtype} products, {net.num_params():,} parameters")
     for step in range(config.max_steps):
         t0 = time.perf_counter()
-        loss = train_step(model, loader, optimizer, scaler, device, dtype)
+        loss, norm = train_step(model, loader, optimizer, scaler, device, dtype)
         dt = time.perf_counter() - t0
-        print(f"step {step:5d} | loss {loss:.4f} | "
+        print(f"step {step:5d} | loss {loss:.4f} | norm {norm:.2f} | "
               f"dt {1000 * dt:.0f} ms | {config.B * config.T / dt:,.0f} tok/sec")
 
 

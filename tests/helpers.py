@@ -51,8 +51,8 @@ def stream_of(tokens):
 def learn_by_heart(model, tokens, B, T, updates, lr):
     """The losses of `updates` updates on a single batch, made of B T `tokens`."""
     loader = train_gpt2.DataLoader(stream_of(tokens), B, T)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    return [update(model, loader, optimizer) for _ in range(updates)]
+    optimizer = train_gpt2.configure_optimizer(model, 0.0, lr)
+    return [update(model, loader, optimizer, lr)[0] for _ in range(updates)]
 
 
 def update(model, loader, optimizer, lr=None, dtype=torch.float32, scaler=None):
@@ -85,6 +85,7 @@ TINY = [
     "--vocab-size", "257", "--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--device", "cpu",
     "--B", "8", "--T", "32",
     "--max-lr", "3e-3",
+    "--weight-decay", "0.1",
 ]
 
 
