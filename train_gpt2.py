@@ -8,6 +8,7 @@ Read from top to bottom: network, configuration, data, optimizer, training step,
 # imported first, so that Ctrl-C ends the program without a traceback from here on
 from nanogpt.common import UserError, parse, run
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -217,7 +218,9 @@ class TrainConfig:
     B: int = 16  # sequences per batch; halve it if memory runs out
     T: int = 1024  # tokens per sequence, and number of position embeddings
     max_steps: int = 50  # optimizer steps
-    max_lr: float = 3e-4  # learning rate
+    max_lr: float = 6e-4  # learning rate after warm-up
+    min_lr: float | None = None  # learning rate at the end; None: a tenth of --max-lr
+    warmup_steps: int = 10  # steps of linear warm-up
     weight_decay: float = 0.1  # pull of every parameter towards zero
     seed: int = 1337  # for the weights
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
@@ -226,6 +229,11 @@ class TrainConfig:
     compile: Annotated[bool | None, tyro.conf.arg(metavar="| --no-compile")] = None
     """torch.compile the network; by default on a GPU only"""
 
+    @property
+    def final_lr(self):
+        """min_lr, or a tenth of max_lr where min_lr is None."""
+        return 0.1 * self.max_lr if self.min_lr is None else self.min_lr
+
 
 # The video's settings need a GPU; the laptop's small network of bytes trains on any CPU.
 PRESETS = {
@@ -233,7 +241,7 @@ PRESETS = {
     "laptop": TrainConfig(
         n_layer=2, n_head=4, n_embd=128, vocab_size=TOKENIZERS["bytes"],
         B=16, T=128,
-        max_lr=5e-3,
+        max_lr=5e-3, min_lr=0.0,
         weight_decay=0.3,
     ),
 }
@@ -276,7 +284,7 @@ class DataLoader:
         return tokens[:-1].view(self.B, self.T), tokens[1:].view(self.B, self.T)
 
 
-# optimizer
+# optimizer and schedule
 
 
 def configure_optimizer(model, weight_decay, learning_rate):
@@ -285,8 +293,23 @@ def configure_optimizer(model, weight_decay, learning_rate):
                              weight_decay=weight_decay)
 
 
-def train_step(model, loader, optimizer, scaler, device, dtype):
+def get_lr(step, max_lr, min_lr, warmup_steps, max_steps):
+    """Learning rate of update `step`, counted from 0: linear warm-up, cosine, min_lr at the end.
+
+    The first update is not wasted on a rate of 0. GPT-3 paper, appendix B.
+    """
+    if step < warmup_steps:
+        return max_lr * (step + 1) / warmup_steps
+    if step >= max_steps:
+        return min_lr
+    decay_ratio = (step - warmup_steps) / (max_steps - warmup_steps)  # 0 to 1
+    return min_lr + 0.5 * (1.0 + math.cos(math.pi * decay_ratio)) * (max_lr - min_lr)
+
+
+def train_step(model, loader, optimizer, scaler, lr, device, dtype):
     """One update of the weights. Returns (loss before it, gradient norm before clipping at 1.0)."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
     x, y = (t.to(device) for t in loader.next_batch())
     with autocast(device, dtype):
         _, loss = model(x, y)
@@ -323,9 +346,10 @@ def main():
     print(f"device {device}, {dtype} products, {net.num_params():,} parameters")
     for step in range(config.max_steps):
         t0 = time.perf_counter()
-        loss, norm = train_step(model, loader, optimizer, scaler, device, dtype)
+        lr = get_lr(step, config.max_lr, config.final_lr, config.warmup_steps, config.max_steps)
+        loss, norm = train_step(model, loader, optimizer, scaler, lr, device, dtype)
         dt = time.perf_counter() - t0
-        print(f"step {step:5d} | loss {loss:.4f} | norm {norm:.2f} | "
+        print(f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
               f"dt {1000 * dt:.0f} ms | {config.B * config.T / dt:,.0f} tok/sec")
 
 

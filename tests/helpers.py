@@ -55,9 +55,9 @@ def learn_by_heart(model, tokens, B, T, updates, lr):
     return [update(model, loader, optimizer, lr)[0] for _ in range(updates)]
 
 
-def update(model, loader, optimizer, lr=None, dtype=torch.float32, scaler=None):
-    """One train_step of the program on the CPU. The learning rate is the optimizer's own."""
-    return train_gpt2.train_step(model, loader, optimizer, scaler or no_scaler(), CPU, dtype)
+def update(model, loader, optimizer, lr, dtype=torch.float32, scaler=None):
+    """One train_step of the program on the CPU."""
+    return train_gpt2.train_step(model, loader, optimizer, scaler or no_scaler(), lr, CPU, dtype)
 
 
 def text_tokens(n, seed=0):
@@ -85,6 +85,7 @@ TINY = [
     "--vocab-size", "257", "--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--device", "cpu",
     "--B", "8", "--T", "32",
     "--max-lr", "3e-3",
+    "--min-lr", "3e-4", "--warmup-steps", "2",
     "--weight-decay", "0.1",
 ]
 
