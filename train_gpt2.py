@@ -221,7 +221,7 @@ class TrainConfig:
     max_lr: float = 6e-4  # learning rate after warm-up
     min_lr: float | None = None  # learning rate at the end; None: a tenth of --max-lr
     warmup_steps: int = 10  # steps of linear warm-up
-    weight_decay: float = 0.1  # pull of every parameter towards zero
+    weight_decay: float = 0.1  # for matrices and embeddings; biases and norms have none
     seed: int = 1337  # for the weights
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -288,9 +288,18 @@ class DataLoader:
 
 
 def configure_optimizer(model, weight_decay, learning_rate):
-    """AdamW with betas (0.9, 0.95), eps 1e-8 (GPT-3 paper, appendix B)."""
-    return torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), eps=1e-8,
-                             weight_decay=weight_decay)
+    """AdamW with betas (0.9, 0.95), eps 1e-8 (GPT-3 paper, appendix B), fused kernels.
+
+    Weight decay is for matrices and embeddings, which have two dimensions; a bias or a norm's scale
+    has no reason to be near zero. The shared matrix is one parameter, so it is counted once.
+    """
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    fused = params[0].device.type in ("cuda", "cpu", "mps")  # devices with a fused kernel
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
 
 
 def get_lr(step, max_lr, min_lr, warmup_steps, max_steps):
