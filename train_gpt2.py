@@ -215,8 +215,9 @@ class TrainConfig:
     n_head: int = 12  # attention heads per block
     n_embd: int = 768  # channels
     vocab_size: int = TOKENIZERS["gpt2"]  # 50257: GPT-2's tokenizer; 257: bytes
-    B: int = 16  # sequences per batch; halve it if memory runs out
+    B: int = 16  # micro-batch: sequences at a time; halve it if memory runs out
     T: int = 1024  # tokens per sequence, and number of position embeddings
+    total_batch_size: int = 2**19  # tokens per optimizer step, over all micro-steps
     max_steps: int = 50  # optimizer steps
     max_lr: float = 6e-4  # learning rate after warm-up
     min_lr: float | None = None  # learning rate at the end; None: a tenth of --max-lr
@@ -240,7 +241,7 @@ PRESETS = {
     "gpt2-124M": TrainConfig(),
     "laptop": TrainConfig(
         n_layer=2, n_head=4, n_embd=128, vocab_size=TOKENIZERS["bytes"],
-        B=16, T=128,
+        B=16, T=128, total_batch_size=16 * 128,
         max_lr=5e-3, min_lr=0.0,
         weight_decay=0.3,
     ),
@@ -252,6 +253,16 @@ def parse_args(args):
     name = "laptop" if find_device().type == "cpu" else "gpt2-124M"
     about = f"{__doc__}\nThe defaults below are {name}'s, chosen by this machine's device."
     return parse(PRESETS[name], args, "train_gpt2.py", about)
+
+
+def check_config(config):
+    """Raises UserError for settings that no run can have. Returns grad_accum_steps."""
+    at_once = config.B * config.T
+    if config.total_batch_size % at_once:
+        nearest = max(1, round(config.total_batch_size / at_once)) * at_once
+        raise UserError(f"--total-batch-size {config.total_batch_size} is not a multiple of B x T "
+                        f"= {config.B} x {config.T} = {at_once}: try {nearest}, or another --B")
+    return config.total_batch_size // at_once
 
 
 # data
@@ -315,51 +326,91 @@ def get_lr(step, max_lr, min_lr, warmup_steps, max_steps):
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * decay_ratio)) * (max_lr - min_lr)
 
 
-def train_step(model, loader, optimizer, scaler, lr, device, dtype):
+@dataclass
+class Training:
+    """What an update of the weights needs. `net` is the plain module; `model` has the same weights,
+    compiled: it is the one that trains."""
+
+    net: GPT
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loader: DataLoader
+    grad_accum_steps: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def accumulate_gradients(t):
+    """The gradient of one total batch, micro-step by micro-step. Returns its mean loss.
+
+    The mean over the batch is the mean of the micro-batches' means: each is divided by their
+    number.
+    """
+    loss_accum = torch.zeros((), device=t.device)
+    for _ in range(t.grad_accum_steps):
+        x, y = (tokens.to(t.device) for tokens in t.loader.next_batch())
+        with autocast(t.device, t.dtype):
+            _, loss = t.model(x, y)
+        loss_accum += loss.detach() / t.grad_accum_steps
+        t.scaler.scale(loss / t.grad_accum_steps).backward()
+    return loss_accum
+
+
+def train_step(t, lr):
     """One update of the weights. Returns (loss before it, gradient norm before clipping at 1.0)."""
-    for group in optimizer.param_groups:
+    for group in t.optimizer.param_groups:
         group["lr"] = lr
-    x, y = (t.to(device) for t in loader.next_batch())
-    with autocast(device, dtype):
-        _, loss = model(x, y)
-    scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    loss = accumulate_gradients(t)
+    t.scaler.unscale_(t.optimizer)
+    norm = nn.utils.clip_grad_norm_(t.model.parameters(), 1.0)
+    t.scaler.step(t.optimizer)
+    t.scaler.update()
+    t.optimizer.zero_grad(set_to_none=True)
     return loss.item(), norm.item()  # .item() waits for the device: the step is done
 
 
 # main
 
 
+def prepare_training(config, net, stream, device, dtype):
+    """A Training of `net` on the stream's tokens."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
+        net.vocab_multiple = 64
+    net.to(device)
+    model = compile_model(net, device, config.compile)
+    optimizer = configure_optimizer(net, config.weight_decay, config.max_lr)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    loader = DataLoader(stream, config.B, config.T)
+    return Training(net, model, optimizer, scaler, loader, check_config(config), device, dtype)
+
+
+def training_loop(config, t):
+    """Train `t` to its last step."""
+    for step in range(config.max_steps):
+        t0 = time.perf_counter()
+        lr = get_lr(step, config.max_lr, config.final_lr, config.warmup_steps, config.max_steps)
+        loss, norm = train_step(t, lr)
+        dt = time.perf_counter() - t0
+        print(f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
+              f"dt {1000 * dt:.0f} ms | {config.total_batch_size / dt:,.0f} tok/sec")
+
+
 def main():
     config = parse_args(sys.argv[1:])
     device = find_device(config.device)
+    grad_accum_steps = check_config(config)
     torch.manual_seed(config.seed)
     enc = get_tokenizer(tokenizer_name(config.vocab_size))
     tokens = np.array(enc.encode_ordinary(read_text(config.data)), dtype=np.uint16)
     net = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
                         config.n_embd))
-
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
-        net.vocab_multiple = 64
     dtype = choose_dtype(config.dtype, device)
-    net.to(device)
-    model = compile_model(net, device, config.compile)
-    optimizer = configure_optimizer(net, config.weight_decay, config.max_lr)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    loader = DataLoader(TokenStream(tokens), config.B, config.T)
-    print(f"device {device}, {dtype} products, {net.num_params():,} parameters")
-    for step in range(config.max_steps):
-        t0 = time.perf_counter()
-        lr = get_lr(step, config.max_lr, config.final_lr, config.warmup_steps, config.max_steps)
-        loss, norm = train_step(model, loader, optimizer, scaler, lr, device, dtype)
-        dt = time.perf_counter() - t0
-        print(f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
-              f"dt {1000 * dt:.0f} ms | {config.B * config.T / dt:,.0f} tok/sec")
+    t = prepare_training(config, net, TokenStream(tokens), device, dtype)
+    print(f"device {device}, {dtype} products, {net.num_params():,} parameters, "
+          f"{grad_accum_steps} micro-steps")
+    training_loop(config, t)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def run(main):
     except RuntimeError as error:  # torch.OutOfMemoryError is one; MPS and the CPU raise it plainly
         if not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
             raise
-        print("error: out of memory: halve --B, or choose a smaller "
+        print("error: out of memory: halve --B (the result stays the same), or choose a smaller "
               "--T or network", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -55,9 +55,16 @@ def learn_by_heart(model, tokens, B, T, updates, lr):
     return [update(model, loader, optimizer, lr)[0] for _ in range(updates)]
 
 
-def update(model, loader, optimizer, lr, dtype=torch.float32, scaler=None):
-    """One train_step of the program on the CPU."""
-    return train_gpt2.train_step(model, loader, optimizer, scaler or no_scaler(), lr, CPU, dtype)
+def training(model, loader=None, steps=1, optimizer=None, scaler=None, dtype=torch.float32):
+    """A Training of `model` on the CPU, with `steps` micro-steps."""
+    optimizer = optimizer or train_gpt2.configure_optimizer(model, 0.1, 1e-3)
+    return train_gpt2.Training(model, model, optimizer, scaler or no_scaler(), loader, steps, CPU,
+                               dtype)
+
+
+def update(model, loader, optimizer, lr, steps=1, dtype=torch.float32, scaler=None):
+    """One train_step of the program on the CPU, of `steps` micro-steps."""
+    return train_gpt2.train_step(training(model, loader, steps, optimizer, scaler, dtype), lr)
 
 
 def text_tokens(n, seed=0):
@@ -84,6 +91,7 @@ def write_data(folder, n=40_000):
 TINY = [
     "--vocab-size", "257", "--n-layer", "2", "--n-head", "2", "--n-embd", "32", "--device", "cpu",
     "--B", "8", "--T", "32",
+    "--total-batch-size", "512",
     "--max-lr", "3e-3",
     "--min-lr", "3e-4", "--warmup-steps", "2",
     "--weight-decay", "0.1",

@@ -39,4 +39,4 @@ def test_dt_is_the_training_step(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train_gpt2.py", *TINY, "--max-steps", "2", "--data",
                                      str(write_data(tmp_path / "data"))])
     train_gpt2.main()
-    assert capsys.readouterr().out.count("| dt 1000 ms | 256 tok/sec") == 2
+    assert capsys.readouterr().out.count("| dt 1000 ms | 512 tok/sec") == 2

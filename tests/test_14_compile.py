@@ -88,7 +88,9 @@ def test_training_runs_the_compiled_module(tmp_path, monkeypatch):
                                       str(write_data(tmp_path / "data")), "--compile",
                                       "--max-steps", "3"])
     train_gpt2.main()
-    assert Recorder.last.calls == [((8, 32), True)] * 3
+    calls = Recorder.last.calls
+    assert {shape for shape, _ in calls} == {(8, 32)}
+    assert [training for _, training in calls].count(True) == 3 * 2  # 3 steps of 2 micro-steps
 
 
 def test_flags_for_compile():
