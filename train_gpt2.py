@@ -21,7 +21,7 @@ import tyro
 from torch import nn
 from torch.nn import functional as F
 
-from nanogpt.ranks import autocast, choose_dtype, compile_model, find_device
+from nanogpt.ranks import Ranks, autocast, compile_model, find_device, init_ranks
 from nanogpt.shards import TokenStream
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
@@ -217,7 +217,7 @@ class TrainConfig:
     vocab_size: int = TOKENIZERS["gpt2"]  # 50257: GPT-2's tokenizer; 257: bytes
     B: int = 16  # micro-batch: sequences at a time; halve it if memory runs out
     T: int = 1024  # tokens per sequence, and number of position embeddings
-    total_batch_size: int = 2**19  # tokens per optimizer step, over all micro-steps
+    total_batch_size: int = 2**19  # tokens per optimizer step, over all ranks and micro-steps
     max_steps: int = 50  # optimizer steps
     max_lr: float = 6e-4  # learning rate after warm-up
     min_lr: float | None = None  # learning rate at the end; None: a tenth of --max-lr
@@ -255,13 +255,14 @@ def parse_args(args):
     return parse(PRESETS[name], args, "train_gpt2.py", about)
 
 
-def check_config(config):
+def check_config(config, ddp_world_size):
     """Raises UserError for settings that no run can have. Returns grad_accum_steps."""
-    at_once = config.B * config.T
+    at_once = config.B * config.T * ddp_world_size
     if config.total_batch_size % at_once:
         nearest = max(1, round(config.total_batch_size / at_once)) * at_once
         raise UserError(f"--total-batch-size {config.total_batch_size} is not a multiple of B x T "
-                        f"= {config.B} x {config.T} = {at_once}: try {nearest}, or another --B")
+                        f"x ranks = {config.B} x {config.T} x {ddp_world_size} = {at_once}: "
+                        f"try {nearest}, or another --B")
     return config.total_batch_size // at_once
 
 
@@ -281,17 +282,22 @@ def read_text(path):
 
 
 class DataLoader:
-    """Batches cut from a TokenStream, one after the other. `position` counts the tokens taken."""
+    """Batches for this rank, cut from one TokenStream.
 
-    def __init__(self, stream, B, T, position=0):
+    `position` counts the tokens that all ranks together have taken, so it is the same on every
+    rank; the tokens of an optimizer step are the same whatever B and the number of ranks are.
+    """
+
+    def __init__(self, stream, B, T, ddp_rank=0, ddp_world_size=1, position=0):
         self.stream, self.B, self.T = stream, B, T
+        self.ddp_rank, self.ddp_world_size = ddp_rank, ddp_world_size
         self.position = position
 
     def next_batch(self):
-        """x, y: (B, T) long, y one token ahead of x. Moves on by B T tokens."""
+        """x, y: (B, T) long, y one token ahead of x. Advances position by B T tokens per rank."""
         n = self.B * self.T
-        tokens = torch.from_numpy(self.stream.read(self.position, n + 1))
-        self.position += n
+        tokens = torch.from_numpy(self.stream.read(self.position + self.ddp_rank * n, n + 1))
+        self.position += n * self.ddp_world_size
         return tokens[:-1].view(self.B, self.T), tokens[1:].view(self.B, self.T)
 
 
@@ -337,8 +343,7 @@ class Training:
     scaler: torch.amp.GradScaler
     loader: DataLoader
     grad_accum_steps: int
-    device: torch.device
-    dtype: torch.dtype
+    ranks: Ranks
 
 
 def accumulate_gradients(t):
@@ -347,10 +352,10 @@ def accumulate_gradients(t):
     The mean over the batch is the mean of the micro-batches' means: each is divided by their
     number.
     """
-    loss_accum = torch.zeros((), device=t.device)
+    loss_accum = torch.zeros((), device=t.ranks.device)
     for _ in range(t.grad_accum_steps):
-        x, y = (tokens.to(t.device) for tokens in t.loader.next_batch())
-        with autocast(t.device, t.dtype):
+        x, y = (tokens.to(t.ranks.device) for tokens in t.loader.next_batch())
+        with autocast(t.ranks.device, t.ranks.dtype):
             _, loss = t.model(x, y)
         loss_accum += loss.detach() / t.grad_accum_steps
         t.scaler.scale(loss / t.grad_accum_steps).backward()
@@ -373,17 +378,19 @@ def train_step(t, lr):
 # main
 
 
-def prepare_training(config, net, stream, device, dtype):
+def prepare_training(config, net, stream, ranks):
     """A Training of `net` on the stream's tokens."""
+    device = ranks.device
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
         net.vocab_multiple = 64
     net.to(device)
     model = compile_model(net, device, config.compile)
     optimizer = configure_optimizer(net, config.weight_decay, config.max_lr)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    loader = DataLoader(stream, config.B, config.T)
-    return Training(net, model, optimizer, scaler, loader, check_config(config), device, dtype)
+    scaler = torch.amp.GradScaler(device.type, enabled=ranks.dtype == torch.float16)
+    loader = DataLoader(stream, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size)
+    grad_accum_steps = check_config(config, ranks.ddp_world_size)
+    return Training(net, model, optimizer, scaler, loader, grad_accum_steps, ranks)
 
 
 def training_loop(config, t):
@@ -393,22 +400,22 @@ def training_loop(config, t):
         lr = get_lr(step, config.max_lr, config.final_lr, config.warmup_steps, config.max_steps)
         loss, norm = train_step(t, lr)
         dt = time.perf_counter() - t0
-        print(f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
+        print(f"rank {t.ranks.ddp_rank} | "
+              f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
               f"dt {1000 * dt:.0f} ms | {config.total_batch_size / dt:,.0f} tok/sec")
 
 
 def main():
     config = parse_args(sys.argv[1:])
-    device = find_device(config.device)
-    grad_accum_steps = check_config(config)
+    ranks = init_ranks(config.device, config.dtype)
+    grad_accum_steps = check_config(config, ranks.ddp_world_size)
     torch.manual_seed(config.seed)
     enc = get_tokenizer(tokenizer_name(config.vocab_size))
     tokens = np.array(enc.encode_ordinary(read_text(config.data)), dtype=np.uint16)
     net = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
                         config.n_embd))
-    dtype = choose_dtype(config.dtype, device)
-    t = prepare_training(config, net, TokenStream(tokens), device, dtype)
-    print(f"device {device}, {dtype} products, {net.num_params():,} parameters, "
+    t = prepare_training(config, net, TokenStream(tokens), ranks)
+    print(f"device {ranks.device}, {ranks.dtype} products, {net.num_params():,} parameters, "
           f"{grad_accum_steps} micro-steps")
     training_loop(config, t)
 

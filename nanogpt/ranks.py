@@ -1,8 +1,12 @@
 """Which process of how many, on which device, in which precision; what they tell each other."""
 
+import os
+from dataclasses import dataclass
+
 import torch
 
 from nanogpt.common import UserError
+from nanogpt.launch import find_ranks
 
 
 def find_device(name="auto"):
@@ -55,3 +59,27 @@ def compile_model(model, device, wanted):
         print(f"torch.compile does not work here ({type(error).__name__}): running eagerly")
         return model
     return torch.compile(model)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process of how many this is, and its device. One plain process is rank 0 of 1."""
+
+    device: torch.device
+    ddp: bool = False
+    ddp_rank: int = 0
+    ddp_local_rank: int = 0
+    ddp_world_size: int = 1
+    dtype: torch.dtype = torch.float32  # of the matrix products
+
+
+def init_ranks(device_name, dtype_name="auto"):
+    """Which process this is, from the environment variables that torchrun sets."""
+    ddp, ddp_rank, ddp_local_rank, ddp_world_size = find_ranks(os.environ)
+    device = find_device(device_name)
+    if ddp and device.type == "cuda":
+        device = torch.device("cuda", ddp_local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # "cuda" alone has no index, and is refused
+    dtype = choose_dtype(dtype_name, device)
+    return Ranks(device, ddp, ddp_rank, ddp_local_rank, ddp_world_size, dtype)

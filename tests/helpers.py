@@ -1,8 +1,11 @@
 """What several tests need."""
 
+import contextlib
 import multiprocessing
 import os
+import random
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,10 +15,11 @@ import numpy as np
 import torch
 
 import train_gpt2
+from nanogpt.ranks import Ranks
 from nanogpt.shards import TokenStream
 
 ROOT = Path(__file__).resolve().parent.parent
-CPU = torch.device("cpu")
+CPU = Ranks(torch.device("cpu"))
 
 
 def small_gpt(seed=0, block_size=16, vocab_size=257, n_layer=2, n_head=2, n_embd=32):
@@ -55,16 +59,18 @@ def learn_by_heart(model, tokens, B, T, updates, lr):
     return [update(model, loader, optimizer, lr)[0] for _ in range(updates)]
 
 
-def training(model, loader=None, steps=1, optimizer=None, scaler=None, dtype=torch.float32):
-    """A Training of `model` on the CPU, with `steps` micro-steps."""
+def training(model, loader=None, steps=1, optimizer=None, scaler=None, ranks=CPU, **more):
+    """A Training of `model`, on the CPU by default, with `steps` micro-steps."""
     optimizer = optimizer or train_gpt2.configure_optimizer(model, 0.1, 1e-3)
-    return train_gpt2.Training(model, model, optimizer, scaler or no_scaler(), loader, steps, CPU,
-                               dtype)
+    net = getattr(model, "module", model)  # DDP's
+    return train_gpt2.Training(net, model, optimizer, scaler or no_scaler(), loader, steps, ranks,
+                               **more)
 
 
 def update(model, loader, optimizer, lr, steps=1, dtype=torch.float32, scaler=None):
     """One train_step of the program on the CPU, of `steps` micro-steps."""
-    return train_gpt2.train_step(training(model, loader, steps, optimizer, scaler, dtype), lr)
+    ranks = Ranks(torch.device("cpu"), dtype=dtype)
+    return train_gpt2.train_step(training(model, loader, steps, optimizer, scaler, ranks), lr)
 
 
 def text_tokens(n, seed=0):
@@ -132,6 +138,10 @@ def start(script, *args, ranks=None, env=None, timeout=300):
     ranks: so many processes with the environment that torchrun gives them, text of all together.
     """
     environments = [{"OMP_NUM_THREADS": "1", **(env or {})}]
+    if ranks:
+        port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        environments = [environments[0] | port | dict(RANK=str(r), LOCAL_RANK=str(r),
+                                                      WORLD_SIZE=str(ranks)) for r in range(ranks)]
     if "train" in str(script):  # slow imports that every run needs: once, before forking
         import torch._dynamo  # noqa: F401 (its optimizer does)
     args, script = [str(arg) for arg in args], ROOT / script
@@ -152,3 +162,12 @@ def start(script, *args, ranks=None, env=None, timeout=300):
                     for names in zip(*files, strict=True))
     codes = [process.exitcode for process in processes]
     return subprocess.CompletedProcess([str(script), *args], max(codes, key=abs), out, err)
+
+
+def free_port():
+    """A port that nobody has now, and that no connection will get by chance before it is used."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)  # below the ephemeral ones
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -9,7 +9,7 @@ from train_gpt2 import DataLoader, accumulate_gradients, check_config, parse_arg
 
 
 def grad_accum_steps(*flags):
-    return check_config(parse_args([*flags]))
+    return check_config(parse_args([*flags]), 1)
 
 
 def gradient(B, steps, double=True):
