@@ -17,11 +17,15 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import tyro
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel as DDP
 
-from nanogpt.ranks import Ranks, autocast, compile_model, find_device, init_ranks
+from nanogpt.ranks import (
+    Ranks, autocast, compile_model, find_device, init_ranks, one_rank_first, sum_over_ranks,
+)
 from nanogpt.shards import TokenStream
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
@@ -335,7 +339,7 @@ def get_lr(step, max_lr, min_lr, warmup_steps, max_steps):
 @dataclass
 class Training:
     """What an update of the weights needs. `net` is the plain module; `model` has the same weights,
-    compiled: it is the one that trains."""
+    compiled and wrapped by DDP: it is the one that trains."""
 
     net: GPT
     model: nn.Module
@@ -350,16 +354,20 @@ def accumulate_gradients(t):
     """The gradient of one total batch, micro-step by micro-step. Returns its mean loss.
 
     The mean over the batch is the mean of the micro-batches' means: each is divided by their
-    number.
+    number, and DDP divides by the ranks' when it adds the gradients up.
     """
     loss_accum = torch.zeros((), device=t.ranks.device)
-    for _ in range(t.grad_accum_steps):
+    for micro_step in range(t.grad_accum_steps):
         x, y = (tokens.to(t.ranks.device) for tokens in t.loader.next_batch())
+        if t.ranks.ddp:
+            # DDP decides in the forward pass whether the backward pass will synchronize, so this
+            # comes first; until the last micro-step every rank only adds up its own gradients
+            t.model.require_backward_grad_sync = micro_step == t.grad_accum_steps - 1
         with autocast(t.ranks.device, t.ranks.dtype):
             _, loss = t.model(x, y)
         loss_accum += loss.detach() / t.grad_accum_steps
         t.scaler.scale(loss / t.grad_accum_steps).backward()
-    return loss_accum
+    return sum_over_ranks(loss_accum, t.ranks) / t.ranks.ddp_world_size
 
 
 def train_step(t, lr):
@@ -385,7 +393,9 @@ def prepare_training(config, net, stream, ranks):
         torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
         net.vocab_multiple = 64
     net.to(device)
-    model = compile_model(net, device, config.compile)
+    model = compile_model(net, device, config.compile, ranks.master_process)
+    if ranks.ddp:
+        model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None)
     optimizer = configure_optimizer(net, config.weight_decay, config.max_lr)
     scaler = torch.amp.GradScaler(device.type, enabled=ranks.dtype == torch.float16)
     loader = DataLoader(stream, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size)
@@ -400,9 +410,9 @@ def training_loop(config, t):
         lr = get_lr(step, config.max_lr, config.final_lr, config.warmup_steps, config.max_steps)
         loss, norm = train_step(t, lr)
         dt = time.perf_counter() - t0
-        print(f"rank {t.ranks.ddp_rank} | "
-              f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
-              f"dt {1000 * dt:.0f} ms | {config.total_batch_size / dt:,.0f} tok/sec")
+        if t.ranks.master_process:
+            print(f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
+                  f"dt {1000 * dt:.0f} ms | {config.total_batch_size / dt:,.0f} tok/sec")
 
 
 def main():
@@ -410,14 +420,20 @@ def main():
     ranks = init_ranks(config.device, config.dtype)
     grad_accum_steps = check_config(config, ranks.ddp_world_size)
     torch.manual_seed(config.seed)
-    enc = get_tokenizer(tokenizer_name(config.vocab_size))
+    with one_rank_first(ranks):
+        enc = get_tokenizer(tokenizer_name(config.vocab_size))
     tokens = np.array(enc.encode_ordinary(read_text(config.data)), dtype=np.uint16)
     net = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
                         config.n_embd))
     t = prepare_training(config, net, TokenStream(tokens), ranks)
-    print(f"device {ranks.device}, {ranks.dtype} products, {net.num_params():,} parameters, "
-          f"{grad_accum_steps} micro-steps")
+    if ranks.master_process:
+        print(f"device {ranks.device}, {ranks.dtype} products, {net.num_params():,} parameters, "
+              f"{ranks.ddp_world_size} ranks x {grad_accum_steps} micro-steps")
     training_loop(config, t)
+    if ranks.ddp:
+        dist.barrier()  # the master has saved: torchrun ends everyone when one process ends badly
+        del t  # DDP holds on to the process group
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

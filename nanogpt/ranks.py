@@ -1,9 +1,12 @@
 """Which process of how many, on which device, in which precision; what they tell each other."""
 
+import contextlib
+import datetime
 import os
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
 from nanogpt.common import UserError
 from nanogpt.launch import find_ranks
@@ -49,14 +52,15 @@ def autocast(device, dtype):
     return torch.autocast(device_type=device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def compile_model(model, device, wanted):
+def compile_model(model, device, wanted, master=True):
     """torch.compile(model) where it is wanted (None: on cuda) and works, else the model itself."""
     if not (device.type == "cuda" if wanted is None else wanted):
         return model
     try:  # Triton is missing on Windows, a C compiler on many CPUs: try something small first
         torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
     except Exception as error:
-        print(f"torch.compile does not work here ({type(error).__name__}): running eagerly")
+        if master:
+            print(f"torch.compile does not work here ({type(error).__name__}): running eagerly")
         return model
     return torch.compile(model)
 
@@ -72,14 +76,58 @@ class Ranks:
     ddp_world_size: int = 1
     dtype: torch.dtype = torch.float32  # of the matrix products
 
+    @property
+    def master_process(self):
+        """The one that prints, logs and saves."""
+        return self.ddp_rank == 0
+
 
 def init_ranks(device_name, dtype_name="auto"):
-    """Which process this is, from the environment variables that torchrun sets."""
+    """Join the other processes if torchrun started this one: nccl on GPUs, gloo on CPUs."""
     ddp, ddp_rank, ddp_local_rank, ddp_world_size = find_ranks(os.environ)
     device = find_device(device_name)
+    if ddp and device.type == "mps":  # one GPU, and neither nccl nor gloo speak to it
+        device = torch.device("cpu")
     if ddp and device.type == "cuda":
+        if ddp_local_rank >= torch.cuda.device_count():
+            raise UserError(f"rank {ddp_local_rank} has no GPU: torchrun --nproc_per_node="
+                            f"{torch.cuda.device_count()} (srun: show every task all GPUs)")
         device = torch.device("cuda", ddp_local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # "cuda" alone has no index, and is refused
+    if ddp:  # an hour: one rank may download while the others wait
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
+                                timeout=datetime.timedelta(hours=1), rank=ddp_rank,
+                                world_size=ddp_world_size)
     dtype = choose_dtype(dtype_name, device)
     return Ranks(device, ddp, ddp_rank, ddp_local_rank, ddp_world_size, dtype)
+
+
+@contextlib.contextmanager
+def one_rank_first(ranks):
+    """One process per machine runs the block first and fills the caches; then the others run it. If
+    the first one fails, the others end with a UserError instead of waiting."""
+    first = ranks.ddp_local_rank == 0
+    if not first and on_any_rank(False, ranks):
+        raise UserError("another process of this run has ended: its own line says why")
+    try:
+        yield
+    except BaseException:
+        if first:
+            on_any_rank(True, ranks)
+        raise
+    if first and on_any_rank(False, ranks):  # the first one of another machine failed
+        raise UserError("another process of this run has ended: its own line says why")
+
+
+def sum_over_ranks(values, ranks):
+    """Add a tensor over all ranks. Divide for a mean: not every backend has ReduceOp.AVG."""
+    values = values.to(ranks.device)
+    if ranks.ddp:
+        dist.all_reduce(values, op=dist.ReduceOp.SUM)
+    return values
+
+
+def on_any_rank(flag, ranks):
+    """Whether the flag is true on any rank. Every rank gets the same answer."""
+    return sum_over_ranks(torch.tensor(float(bool(flag))), ranks).item() > 0

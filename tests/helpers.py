@@ -171,3 +171,15 @@ def free_port():
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def together(function, world, *args, timeout=300):
+    """function(rank, world, *args) in `world` processes at once, all of which must end well, and
+    in `timeout` seconds: one that has not ends with this process."""
+    processes = [context().Process(target=function, args=(rank, world, *args), daemon=True)
+                 for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout)
+    assert [process.exitcode for process in processes] == [0] * world
