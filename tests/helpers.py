@@ -1,6 +1,7 @@
 """What several tests need."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import random
@@ -11,13 +12,20 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from unittest.mock import patch
+
 import numpy as np
 import torch
+import tqdm
 
 import train_gpt2
+from nanogpt.common import run
 from nanogpt.ranks import Ranks
 from nanogpt.shards import TokenStream
+from nanogpt.sources import find_source, read_texts
 
+# no thread beside this one to watch the bars: a process with threads is not forked by start()
+tqdm.tqdm.monitor_interval = 0
 ROOT = Path(__file__).resolve().parent.parent
 CPU = Ranks(torch.device("cpu"))
 
@@ -183,3 +191,68 @@ def together(function, world, *args, timeout=300):
     for process in processes:
         process.join(timeout)
     assert [process.exitcode for process in processes] == [0] * world
+
+
+def fineweb(source, out, *args, tokenizer="bytes"):
+    """fineweb.py in this process. Returns a CompletedProcess with its text.
+
+    It has no workers yet, and at first no --out and no --tokenizer either.
+    """
+    import fineweb as program
+
+    flags = ["--source", source]
+    argv = ["fineweb.py", *map(str, flags), *map(str, args)]
+    said = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
+    code = 0
+    with (patch.object(sys, "argv", argv), contextlib.redirect_stdout(said[0]),
+          contextlib.redirect_stderr(said[1])):
+        try:
+            run(program.main)
+        except SystemExit as stop:
+            code = stop.code
+    texts = []
+    for stream in said:
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode())
+    return subprocess.CompletedProcess(argv, code, *texts)
+
+
+def refused(done, *words):
+    """It ended with one line on stderr that has all of `words`, and status 2."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def make_documents(n, seed=0):
+    """`n` texts of up to 400 characters, of one to three bytes each."""
+    rng = np.random.default_rng(seed)
+    letters = np.array(list("abcdefghij \n.,äß→"))
+    return ["".join(rng.choice(letters, size=rng.integers(0, 400))) for _ in range(n)]
+
+
+def write_parquet(folder, documents, files=2, row_group_size=10):
+    """A folder of parquet files that hold the documents in order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, part in enumerate(np.array_split(np.array(documents, dtype=object), files)):
+        table = pa.table({"id": list(range(len(part))), "text": pa.array(list(part), pa.string())})
+        pq.write_table(table, folder / f"{i:03d}.parquet", row_group_size=row_group_size)
+    return folder
+
+
+def windows_of(folder):
+    """fineweb.py's lists of row groups, in the order of the folder's files."""
+    import fineweb as program
+
+    return list(program.windows(find_source(str(folder))))
+
+
+def texts_of(folder):
+    """The documents of a folder as fineweb.py reads them."""
+
+    source = find_source(str(folder))
+    return [text for [(file, group)] in windows_of(folder)
+            for text in read_texts(source.path(file), group)]
