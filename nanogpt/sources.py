@@ -47,13 +47,3 @@ def open_parquet(path):
 
 def is_text(kind):
     return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
-
-
-def read_texts(path, group):
-    """The documents of one row group. Raises UserError if the group is damaged."""
-    try:
-        texts = pq.ParquetFile(path).read_row_group(group, columns=["text"])["text"].to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} is damaged in row group {group} ({type(error).__name__}): "
-                        "fetch it again") from None
-    return [text for text in texts if text is not None]

@@ -1,5 +1,7 @@
 """Text to ids and back: GPT-2's byte pairs, or plain bytes."""
 
+import functools
+
 import tiktoken
 
 from nanogpt.common import UserError, needs_network
@@ -34,3 +36,14 @@ def get_tokenizer(name):
     with needs_network("GPT-2's vocabulary", "go online once, set TIKTOKEN_CACHE_DIR to a folder "
                        "that holds it, or take bytes: a vocabulary of 257 ids"):
         return tiktoken.get_encoding(name)
+
+
+@functools.cache
+def encoding(name):
+    """The tokenizer of this process."""
+    return get_tokenizer(name)
+
+
+def encode(enc, text):
+    """A document's tokens: end-of-text, then the text's."""
+    return [enc.eot_token, *enc.encode_ordinary(text)]

@@ -22,7 +22,8 @@ import train_gpt2
 from nanogpt.common import run
 from nanogpt.ranks import Ranks
 from nanogpt.shards import TokenStream
-from nanogpt.sources import find_source, read_texts
+from nanogpt.sources import find_source
+from nanogpt.tokenizer import get_tokenizer
 
 # no thread beside this one to watch the bars: a process with threads is not forked by start()
 tqdm.tqdm.monitor_interval = 0
@@ -193,6 +194,23 @@ def together(function, world, *args, timeout=300):
     assert [process.exitcode for process in processes] == [0] * world
 
 
+def gpt2_vocabulary_missing():
+    """A reason to skip, or an empty string: GPT-2's vocabulary is not downloaded by tests."""
+    import tiktoken.load
+
+    def no_network(url):
+        raise OSError("tests do not download")
+
+    original, tiktoken.load.read_file = tiktoken.load.read_file, no_network
+    try:
+        tiktoken.get_encoding("gpt2")
+        return ""
+    except OSError:
+        return "GPT-2's vocabulary is not cached (set TIKTOKEN_CACHE_DIR)"
+    finally:
+        tiktoken.load.read_file = original
+
+
 def fineweb(source, out, *args, tokenizer="bytes"):
     """fineweb.py in this process. Returns a CompletedProcess with its text.
 
@@ -201,6 +219,7 @@ def fineweb(source, out, *args, tokenizer="bytes"):
     import fineweb as program
 
     flags = ["--source", source]
+    flags += ["--tokenizer", tokenizer]
     argv = ["fineweb.py", *map(str, flags), *map(str, args)]
     said = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
     code = 0
@@ -252,7 +271,24 @@ def windows_of(folder):
 
 def texts_of(folder):
     """The documents of a folder as fineweb.py reads them."""
+    import fineweb as program
 
     source = find_source(str(folder))
-    return [text for [(file, group)] in windows_of(folder)
-            for text in read_texts(source.path(file), group)]
+    documents = [tokens for [(file, group)] in windows_of(folder)
+                 for tokens in program.tokenise(source.path(file), group, "bytes")]
+    return [bytes(tokens[1:].tolist()).decode() for tokens in documents]
+
+
+def expected_tokens(documents, tokenizer="bytes"):
+    """An end-of-text before every document, by the tokenizer itself."""
+
+    enc = get_tokenizer(tokenizer)
+    return [id for text in documents for id in (enc.eot_token, *enc.encode_ordinary(text))]
+
+
+def stream_from(folder, tokenizer="bytes"):
+    """All tokens that fineweb.py makes of a folder of parquet files."""
+    import fineweb as program
+
+    config = program.Config(source=str(folder), tokenizer=tokenizer)
+    return np.concatenate(list(program.tokenised(config, find_source(str(folder)))))

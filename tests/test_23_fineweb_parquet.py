@@ -52,11 +52,3 @@ def test_damaged_row_group_names_its_file(tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]  # under the progress bar, when there is one
     assert last.startswith("error: ") and "000.parquet is damaged in row group 0" in last
-
-
-def test_documents_and_characters_are_counted(tmp_path):
-    """Characters, not bytes: the documents hold letters of two and three bytes."""
-    documents = make_documents(75)
-    done = fineweb(write_parquet(tmp_path / "docs", documents), tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith(f": 75 documents, {len(''.join(documents)):,} characters\n")
