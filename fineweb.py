@@ -3,7 +3,8 @@
     python fineweb.py --source FOLDER               # any folder of .parquet files
 
 The files of FOLDER need a column named text. Every document is an end-of-text token followed by
-its GPT-2 tokens.
+its GPT-2 tokens. The stream of documents is cut into files of --shard-size tokens, one-dimensional
+uint16: {name}_val_000000.npy, {name}_train_000001.npy and so on.
 """
 
 # imported first, so that Ctrl-C ends the program without a traceback from here on
@@ -11,12 +12,14 @@ from nanogpt.common import UserError, parse, run
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet as pq
 
+from nanogpt.disk import check_writable, whole
 from nanogpt.sources import find_source, open_parquet
 from nanogpt.tokenizer import encode, encoding
 
@@ -25,6 +28,10 @@ from nanogpt.tokenizer import encode, encoding
 class Config:
     source: str = "parquet"
     """folder of .parquet files with a text column"""
+    out: str = "edu_fineweb10B"
+    """folder for the shards"""
+    shard_size: int = 10**8
+    """tokens per shard; the first shard is for validation"""
     tokenizer: Literal["gpt2", "bytes"] = "gpt2"
     """bytes needs no vocabulary, for trying things without a network"""
 
@@ -58,12 +65,49 @@ def tokenised(config, source):
         yield np.concatenate(documents or [np.empty(0, np.uint16)])
 
 
+# -----------------------------------------------------------------------------
+# shards
+
+
+def write_shard(config, number, tokens):
+    """Write one shard, completely or not at all."""
+    name = Path(config.source).resolve().name
+    file = f"{name}_{'train' if number else 'val'}_{number:06d}.npy"
+    with whole(Path(config.out) / file) as path, open(path, "wb") as opened:
+        np.save(opened, tokens)
+
+
+def write_shards(config, source):
+    """Tokenize, and write shards until the source ends. Returns how many."""
+    shard, filled, number = np.empty(config.shard_size, dtype=np.uint16), 0, 0
+    for tokens in tokenised(config, source):
+        place = 0
+        while place < len(tokens):  # a long document fills many shards
+            if filled == len(shard):
+                write_shard(config, number, shard)
+                filled, number = 0, number + 1
+            n = min(len(tokens) - place, len(shard) - filled)
+            shard[filled : filled + n] = tokens[place : place + n]
+            filled, place = filled + n, place + n
+    if not filled:
+        raise UserError(f"{config.source} holds no documents: name another --source")
+    write_shard(config, number, shard[:filled])
+    return number + 1
+
+
 def main():
     config = parse(Config(), sys.argv[1:], "fineweb.py", __doc__)
+    if config.shard_size < 1:
+        raise UserError(f"--shard-size {config.shard_size}: give 1 or more")
+    if config.shard_size > 10**10:
+        raise UserError(f"--shard-size {config.shard_size}: give {10**10} or fewer")
     source = find_source(config.source)
     encoding(config.tokenizer)  # here first: one download, and one error if it fails
-    n_tokens = sum(len(tokens) for tokens in tokenised(config, source))
-    print(f"{config.source}: {n_tokens:,} tokens")
+    if shard := next(Path(config.out).glob("*.npy"), None):
+        raise UserError(f"{config.out} holds {shard.name}: choose another --out, or remove that "
+                        "folder")
+    check_writable(config.out)
+    print(f"{config.out}: {write_shards(config, source)} shards")
 
 
 if __name__ == "__main__":

@@ -220,6 +220,7 @@ def fineweb(source, out, *args, tokenizer="bytes"):
 
     flags = ["--source", source]
     flags += ["--tokenizer", tokenizer]
+    flags += ["--out", out]
     argv = ["fineweb.py", *map(str, flags), *map(str, args)]
     said = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
     code = 0
@@ -292,3 +293,14 @@ def stream_from(folder, tokenizer="bytes"):
 
     config = program.Config(source=str(folder), tokenizer=tokenizer)
     return np.concatenate(list(program.tokenised(config, find_source(str(folder)))))
+
+
+def tokens_of(folder):
+    """The tokens of a folder's shards end to end."""
+    paths = sorted(folder.glob("*.npy"), key=lambda path: path.stem[-6:])  # val is number 0
+    return np.concatenate([np.load(path) for path in paths])
+
+
+def contents(folder):
+    """The bytes of a folder's files by their names."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

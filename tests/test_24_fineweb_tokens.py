@@ -56,10 +56,3 @@ def test_no_vocabulary_is_one_line_before_anything_is_read(tmp_path, monkeypatch
     done = fineweb(source, tmp_path / "out", tokenizer="gpt2")
     refused(done, "cannot get GPT-2's vocabulary", "TIKTOKEN_CACHE_DIR")
     assert not (tmp_path / "out").exists()
-
-
-def test_tokens_are_counted(tmp_path):
-    documents = make_documents(75)
-    done = fineweb(write_parquet(tmp_path / "docs", documents), tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith(f": {len(expected_tokens(documents)):,} tokens\n")
