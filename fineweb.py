@@ -10,7 +10,12 @@ uint16: {name}_val_000000.npy, {name}_train_000001.npy and so on.
 # imported first, so that Ctrl-C ends the program without a traceback from here on
 from nanogpt.common import UserError, parse, run
 
+import multiprocessing
+import os
 import sys
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +27,7 @@ import pyarrow.parquet as pq
 from nanogpt.disk import check_writable, whole
 from nanogpt.sources import find_source, open_parquet
 from nanogpt.tokenizer import encode, encoding
+from nanogpt.terminal import ctrl_c_stays
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Config:
     """folder for the shards"""
     shard_size: int = 10**8
     """tokens per shard; the first shard is for validation"""
+    workers: int = min(os.cpu_count() or 1, 61)  # Windows allows no more
+    """number of processes that tokenize"""
     tokenizer: Literal["gpt2", "bytes"] = "gpt2"
     """bytes needs no vocabulary, for trying things without a network"""
 
@@ -48,7 +56,7 @@ def windows(source):
 
 
 def tokenise(path, group, tokenizer):
-    """Read one row group and return a uint16 array for each of its documents."""
+    """A worker's task: read one row group and return a uint16 array for each of its documents."""
     enc = encoding(tokenizer)
     try:
         texts = pq.ParquetFile(path).read_row_group(group, columns=["text"])["text"].to_pylist()
@@ -58,11 +66,25 @@ def tokenise(path, group, tokenizer):
     return [np.array(encode(enc, text), dtype=np.uint16) for text in texts if text is not None]
 
 
-def tokenised(config, source):
-    """One uint16 array per row group, in order: its documents end to end."""
-    for [(file, group)] in windows(source):
-        documents = tokenise(source.path(file), group, config.tokenizer)
-        yield np.concatenate(documents or [np.empty(0, np.uint16)])
+def tokenised(config, source, pool):
+    """(first row group, documents end to end) of every window, in order, however many workers there
+    are and however fast. At most two tasks per worker, or two windows, are under way at a time."""
+    waiting = deque()
+
+    def finish():
+        window, futures = waiting.popleft()
+        documents = [document for future in futures for document in future.result()]
+        return window[0], np.concatenate(documents or [np.empty(0, np.uint16)])
+
+    submit = ctrl_c_stays()(pool.submit)  # this starts the workers
+    for window in windows(source):
+        futures = [submit(tokenise, source.path(file), group, config.tokenizer)
+                   for file, group in window]
+        waiting.append((window, futures))
+        if len(waiting) > 1 and sum(len(each) for _, each in waiting) >= 2 * config.workers:
+            yield finish()
+    while waiting:
+        yield finish()
 
 
 # -----------------------------------------------------------------------------
@@ -80,25 +102,34 @@ def write_shard(config, number, tokens):
 def write_shards(config, source):
     """Tokenize, and write shards until the source ends. Returns how many."""
     shard, filled, number = np.empty(config.shard_size, dtype=np.uint16), 0, 0
-    for tokens in tokenised(config, source):
-        place = 0
-        while place < len(tokens):  # a long document fills many shards
-            if filled == len(shard):
-                write_shard(config, number, shard)
-                filled, number = 0, number + 1
-            n = min(len(tokens) - place, len(shard) - filled)
-            shard[filled : filled + n] = tokens[place : place + n]
-            filled, place = filled + n, place + n
-    if not filled:
-        raise UserError(f"{config.source} holds no documents: name another --source")
-    write_shard(config, number, shard[:filled])
-    return number + 1
+    # spawned, not forked: works on every system; a worker imports this file, hence the main guard
+    pool = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"))
+    try:
+        for _, tokens in tokenised(config, source, pool):
+            place = 0
+            while place < len(tokens):  # a long document fills many shards
+                if filled == len(shard):
+                    write_shard(config, number, shard)
+                    filled, number = 0, number + 1
+                n = min(len(tokens) - place, len(shard) - filled)
+                shard[filled : filled + n] = tokens[place : place + n]
+                filled, place = filled + n, place + n
+        if not filled:
+            raise UserError(f"{config.source} holds no documents: name another --source")
+        write_shard(config, number, shard[:filled])
+        return number + 1
+    except BrokenProcessPool:
+        raise UserError(f"a worker was killed, perhaps for lack of memory: run again with fewer "
+                        f"--workers than {config.workers}") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def main():
     config = parse(Config(), sys.argv[1:], "fineweb.py", __doc__)
-    if config.shard_size < 1:
-        raise UserError(f"--shard-size {config.shard_size}: give 1 or more")
+    for name in "shard_size", "workers":
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: give 1 or more")
     if config.shard_size > 10**10:
         raise UserError(f"--shard-size {config.shard_size}: give {10**10} or fewer")
     source = find_source(config.source)

@@ -33,3 +33,14 @@ def interruptible():
     finally:
         if silent:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def ctrl_c_stays():
+    """Processes that are started inside, or by the function that this decorates, ignore Ctrl-C. The
+    program gets it and ends them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit it
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

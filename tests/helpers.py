@@ -214,18 +214,22 @@ def gpt2_vocabulary_missing():
 def fineweb(source, out, *args, tokenizer="bytes"):
     """fineweb.py in this process. Returns a CompletedProcess with its text.
 
-    It has no workers yet, and at first no --out and no --tokenizer either.
+    Its workers are threads here: a process takes half a second to begin.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     import fineweb as program
 
     flags = ["--source", source]
     flags += ["--tokenizer", tokenizer]
     flags += ["--out", out]
+    flags += ["--workers", 2]
     argv = ["fineweb.py", *map(str, flags), *map(str, args)]
     said = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
     code = 0
     with (patch.object(sys, "argv", argv), contextlib.redirect_stdout(said[0]),
-          contextlib.redirect_stderr(said[1])):
+          contextlib.redirect_stderr(said[1]),
+          patch.object(program, "ProcessPoolExecutor", lambda n, context: ThreadPoolExecutor(n))):
         try:
             run(program.main)
         except SystemExit as stop:
@@ -292,7 +296,11 @@ def stream_from(folder, tokenizer="bytes"):
     import fineweb as program
 
     config = program.Config(source=str(folder), tokenizer=tokenizer)
-    return np.concatenate(list(program.tokenised(config, find_source(str(folder)))))
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(program.tokenised(config, find_source(str(folder)), pool))
+    return np.concatenate([tokens for _, tokens in parts])
 
 
 def tokens_of(folder):
