@@ -1,6 +1,7 @@
 """Text to tokens: documents in parquet files become shards that train_gpt2.py reads.
 
-    python fineweb.py --source FOLDER               # any folder of .parquet files
+    python fineweb.py                               # FineWeb-Edu, sample-10BT, from the hub
+    python fineweb.py --source FOLDER --out SHARDS  # any folder of .parquet files
 
 The files of FOLDER need a column named text. Every document is an end-of-text token followed by
 its GPT-2 tokens. The stream of documents is cut into files of --shard-size tokens, one-dimensional
@@ -25,19 +26,21 @@ import pyarrow
 import pyarrow.parquet as pq
 
 from nanogpt.disk import check_writable, whole
-from nanogpt.sources import find_source, open_parquet
+from nanogpt.sources import HUB, find_source, open_parquet
 from nanogpt.tokenizer import encode, encoding
 from nanogpt.terminal import ctrl_c_stays
 
 
 @dataclass(frozen=True)
 class Config:
-    source: str = "parquet"
-    """folder of .parquet files with a text column"""
+    source: str = HUB
+    """FineWeb-Edu's sample-10BT on the hub, or a folder of .parquet files with a text column"""
     out: str = "edu_fineweb10B"
     """folder for the shards"""
     shard_size: int = 10**8
     """tokens per shard; the first shard is for validation"""
+    max_tokens: int | None = None
+    """stop after this many tokens; None: use them all"""
     workers: int = min(os.cpu_count() or 1, 61)  # Windows allows no more
     """number of processes that tokenize"""
     tokenizer: Literal["gpt2", "bytes"] = "gpt2"
@@ -93,27 +96,30 @@ def tokenised(config, source, pool):
 
 def write_shard(config, number, tokens):
     """Write one shard, completely or not at all."""
-    name = Path(config.source).resolve().name
+    name = "edufineweb" if config.source == HUB else Path(config.source).resolve().name
     file = f"{name}_{'train' if number else 'val'}_{number:06d}.npy"
     with whole(Path(config.out) / file) as path, open(path, "wb") as opened:
         np.save(opened, tokens)
 
 
 def write_shards(config, source):
-    """Tokenize, and write shards until the source ends. Returns how many."""
-    shard, filled, number = np.empty(config.shard_size, dtype=np.uint16), 0, 0
+    """Tokenize, and write shards until the source or max_tokens ends. Returns how many."""
+    room = config.max_tokens or sys.maxsize
+    shard, filled, number = np.empty(min(config.shard_size, room), dtype=np.uint16), 0, 0
     # spawned, not forked: works on every system; a worker imports this file, hence the main guard
     pool = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"))
     try:
         for _, tokens in tokenised(config, source, pool):
             place = 0
-            while place < len(tokens):  # a long document fills many shards
+            while place < len(tokens) and room:  # a long document fills many shards
                 if filled == len(shard):
                     write_shard(config, number, shard)
                     filled, number = 0, number + 1
-                n = min(len(tokens) - place, len(shard) - filled)
+                n = min(len(tokens) - place, len(shard) - filled, room)
                 shard[filled : filled + n] = tokens[place : place + n]
-                filled, place = filled + n, place + n
+                filled, place, room = filled + n, place + n, room - n
+            if not room:
+                break
         if not filled:
             raise UserError(f"{config.source} holds no documents: name another --source")
         write_shard(config, number, shard[:filled])
@@ -127,9 +133,10 @@ def write_shards(config, source):
 
 def main():
     config = parse(Config(), sys.argv[1:], "fineweb.py", __doc__)
-    for name in "shard_size", "workers":
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: give 1 or more")
+    for name in "shard_size", "max_tokens", "workers":
+        value, least = getattr(config, name), 1
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
     if config.shard_size > 10**10:
         raise UserError(f"--shard-size {config.shard_size}: give {10**10} or fewer")
     source = find_source(config.source)

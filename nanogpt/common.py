@@ -3,6 +3,7 @@
 from nanogpt import terminal  # first: Ctrl-C ends in silence from here on
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -61,11 +62,27 @@ def needs_network(what, way_out):
                         ) from error
 
 
+def hub_offline(repo_id, repo_type="model"):
+    """True if the hub does not answer: then load with local_files_only, from the cache.
+
+    Asks once, without the library's retries, which take half a minute to give up.
+    """
+    import huggingface_hub
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        huggingface_hub.HfApi().repo_info(repo_id, repo_type=repo_type, timeout=10)
+        return False
+    except Exception:
+        return True
+
+
 def hub_file(repo_id, file, **where):
-    """The local path of a file on the hub, downloaded once.
+    """The local path of a file on the hub: downloaded once; without a network, from the cache.
 
     where: repo_type and revision, as huggingface_hub has them.
     """
     import huggingface_hub
 
-    return huggingface_hub.hf_hub_download(repo_id, file, **where)
+    offline = hub_offline(repo_id, where.get("repo_type", "model"))
+    return huggingface_hub.hf_hub_download(repo_id, file, local_files_only=offline, **where)

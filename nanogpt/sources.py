@@ -1,35 +1,60 @@
 """Any text as documents in a fixed order."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet as pq
 
-from nanogpt.common import UserError
+from nanogpt.common import UserError, hub_offline, needs_network
+
+HUB = "HuggingFaceFW/fineweb-edu"
+HUB_FOLDER = "sample/10BT"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Parquet files in order: their names, sizes in bytes, and the folder they are in."""
+    """Parquet files in order: their names, their sizes in bytes, and a way to get them."""
 
     files: tuple[str, ...]
     sizes: tuple[int, ...]
-    folder: Path
+    folder: Path | None = None  # None: the hub
 
+    @functools.cache  # noqa: B019 (one Source lives as long as the program)
     def path(self, i):
-        """The path of file i."""
-        return str(self.folder / self.files[i])
+        """A local path of file i, downloaded first if need be."""
+        if self.folder is not None:
+            return str(self.folder / self.files[i])
+        import huggingface_hub
+
+        with needs_network(self.files[i], "go online and run the same command again"):
+            return huggingface_hub.hf_hub_download(HUB, self.files[i], repo_type="dataset")
 
 
 def find_source(name):
     """The Source that --source names. Raises UserError for a folder without parquet files."""
+    if name == HUB:
+        return find_on_hub()
     folder = Path(name)
     files = sorted(folder.rglob("*.parquet")) if folder.is_dir() else []
     if not files:
-        raise UserError(f"no .parquet files in {name}: name a folder that has some with --source")
+        raise UserError(f"no .parquet files in {name}: name a folder that has some, or {HUB}")
     return Source(tuple(str(file.relative_to(folder)) for file in files),
                   tuple(file.stat().st_size for file in files), folder)
+
+
+def find_on_hub():
+    """The files of sample-10BT."""
+    import huggingface_hub
+
+    way_out = "go online, or name a folder of .parquet files with --source"
+    if hub_offline(HUB, "dataset"):
+        raise UserError(f"cannot reach the hub for {HUB}: {way_out}")
+    with needs_network(HUB, way_out):
+        tree = huggingface_hub.HfApi().list_repo_tree(HUB, HUB_FOLDER, repo_type="dataset")
+        files = sorted((item.path, item.size) for item in tree if item.path.endswith(".parquet"))
+    return Source(tuple(path for path, _ in files), tuple(size for _, size in files))
 
 
 def open_parquet(path):

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -312,3 +313,15 @@ def tokens_of(folder):
 def contents(folder):
     """The bytes of a folder's files by their names."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class FakeHub:
+    """huggingface_hub.HfApi with ten files of 2 GB, and one that is none of the sample's."""
+
+    def list_repo_tree(self, repo, folder, repo_type):
+        assert (repo, folder, repo_type) == ("HuggingFaceFW/fineweb-edu", "sample/10BT", "dataset")
+        return [SimpleNamespace(path=f"{folder}/{i:03d}.parquet", size=2 * 10**9)
+                for i in reversed(range(10))] + [SimpleNamespace(path="x.md", size=9)]
+
+    def repo_info(self, *args, **kwargs):
+        return None

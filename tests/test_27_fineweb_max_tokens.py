@@ -1,0 +1,42 @@
+"""--max-tokens: the first so many tokens of the stream, to the token, and no more work."""
+
+import numpy as np
+import pytest
+from helpers import expected_tokens, fineweb, make_documents, refused, tokens_of, write_parquet
+
+import fineweb as program
+
+
+@pytest.mark.parametrize("n", [5555, 4000, 1999, 1, 10**6])
+def test_max_tokens(n, tmp_path):
+    """Within a shard, at the end of one, within the first, one token, more than there are."""
+    documents = make_documents(75)
+    done = fineweb(write_parquet(tmp_path / "docs", documents), tmp_path / "out",
+                   "--shard-size", 2000, "--max-tokens", n)
+    assert done.returncode == 0, done.stderr
+    expected = expected_tokens(documents)[:n]
+    assert tokens_of(tmp_path / "out").tolist() == expected
+    paths = sorted((tmp_path / "out").glob("*.npy"), key=lambda path: path.name[-10:])
+    sizes = [len(np.load(path)) for path in paths]
+    assert set(sizes[:-1]) <= {2000} and 0 < sizes[-1] <= 2000
+
+
+def test_no_more_is_read_than_is_needed(tmp_path, monkeypatch):
+    """The first of 100 row groups is enough; the two workers' queue holds four."""
+    groups, tokenise = [], program.tokenise
+
+    def counted(path, group, tokenizer):
+        groups.append((path, group))
+        return tokenise(path, group, tokenizer)
+
+    monkeypatch.setattr(program, "tokenise", counted)
+    source = write_parquet(tmp_path / "docs", make_documents(300), row_group_size=3)
+    assert fineweb(source, tmp_path / "out", "--max-tokens", 100).returncode == 0
+    assert 1 <= len(groups) <= 4
+
+
+def test_no_tokens_are_one_line(tmp_path):
+    source, out = write_parquet(tmp_path / "docs", make_documents(5)), tmp_path / "out"
+    for flag in "--max-tokens", "--shard-size", "--workers":
+        refused(fineweb(source, out, flag, 0), f"{flag} 0", "give 1 or more")
+    assert not out.exists()
