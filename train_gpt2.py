@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from nanogpt.ranks import (
     Ranks, autocast, compile_model, find_device, init_ranks, one_rank_first, sum_over_ranks,
 )
-from nanogpt.shards import TokenStream
+from nanogpt.shards import Shard, TokenStream, open_shard
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
 
@@ -214,7 +214,7 @@ class TrainConfig:
     """Every setting of a run; each is a flag. The defaults are the video's run."""
 
     data: str = "input.txt"
-    """a text file; if there is none, the manual that comes with every Python"""
+    """a text file or an .npy shard; if there is none, the manual that comes with every Python"""
     n_layer: int = 12  # blocks
     n_head: int = 12  # attention heads per block
     n_embd: int = 768  # channels
@@ -303,6 +303,14 @@ class DataLoader:
         tokens = torch.from_numpy(self.stream.read(self.position + self.ddp_rank * n, n + 1))
         self.position += n * self.ddp_world_size
         return tokens[:-1].view(self.B, self.T), tokens[1:].view(self.B, self.T)
+
+
+def load_shard(path, enc):
+    """A Shard of an .npy file, or of a text file, in memory."""
+    if path.endswith(".npy"):
+        return open_shard(path)
+    tokens = np.array(enc.encode_ordinary(read_text(path)), dtype=np.uint16)
+    return Shard(path, len(tokens), lambda: tokens)
 
 
 # optimizer and schedule
@@ -422,13 +430,14 @@ def main():
     torch.manual_seed(config.seed)
     with one_rank_first(ranks):
         enc = get_tokenizer(tokenizer_name(config.vocab_size))
-    tokens = np.array(enc.encode_ordinary(read_text(config.data)), dtype=np.uint16)
+        train = TokenStream([load_shard(config.data, enc)])
     net = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
                         config.n_embd))
-    t = prepare_training(config, net, TokenStream(tokens), ranks)
+    t = prepare_training(config, net, train, ranks)
     if ranks.master_process:
         print(f"device {ranks.device}, {ranks.dtype} products, {net.num_params():,} parameters, "
-              f"{ranks.ddp_world_size} ranks x {grad_accum_steps} micro-steps")
+              f"{ranks.ddp_world_size} ranks x {grad_accum_steps} micro-steps, "
+              f"{train.n_tokens:,} tokens")
     training_loop(config, t)
     if ranks.ddp:
         dist.barrier()  # the master has saved: torchrun ends everyone when one process ends badly

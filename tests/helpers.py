@@ -22,7 +22,7 @@ import tqdm
 import train_gpt2
 from nanogpt.common import run
 from nanogpt.ranks import Ranks
-from nanogpt.shards import TokenStream
+from nanogpt.shards import Shard, TokenStream
 from nanogpt.sources import find_source
 from nanogpt.tokenizer import get_tokenizer
 
@@ -57,9 +57,11 @@ def first_batch(tokens, B, T):
     return train_gpt2.DataLoader(stream_of(tokens), B, T).next_batch()
 
 
-def stream_of(tokens):
-    """A TokenStream over tokens in memory."""
-    return TokenStream(np.asarray(tokens, dtype=np.uint16))
+def stream_of(tokens, parts=1):
+    """A TokenStream over tokens in memory, cut into `parts` shards."""
+    arrays = np.array_split(np.asarray(tokens, dtype=np.uint16), parts)
+    shards = [Shard(f"part {i}", len(a), lambda a=a: a) for i, a in enumerate(arrays)]
+    return TokenStream(shards)
 
 
 def learn_by_heart(model, tokens, B, T, updates, lr):
@@ -101,6 +103,36 @@ def write_data(folder, n=40_000):
     text = bytes(token % 256 for token in text_tokens(n)).replace(b"\0", b"\n").decode()
     (folder / "input.txt").write_text(text, encoding="utf-8")
     return folder / "input.txt"
+
+
+READING = """
+import re, sys
+path, seed, step, root = sys.argv[1:]
+sys.path.insert(0, root)
+from nanogpt.shards import TokenStream, open_shard
+
+def peak():
+    with open("/proc/self/status") as status:
+        return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status.read())[1])
+
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+before = peak()
+stream = TokenStream([open_shard(path)])
+for position in range(0, stream.n_tokens, int(step)):
+    stream.read(position, 64 * 1024 + 1)
+print(peak() - before)
+"""
+CAN_MEASURE = os.access("/proc/self/clear_refs", os.W_OK)  # Linux alone has it
+
+
+def memory_of_reading(path, step, seed=None):
+    """Bytes by which a process's memory grows at most while a shard is read every `step` tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "reading.py"
+        script.write_text(READING, encoding="utf-8")
+        done = start(script, path, seed, step, ROOT)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
 
 
 # A network that trains in seconds, as flags.
