@@ -12,10 +12,8 @@ import math
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import tyro
@@ -26,8 +24,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from nanogpt.ranks import (
     Ranks, autocast, compile_model, find_device, init_ranks, one_rank_first, sum_over_ranks,
 )
-from nanogpt.shards import Shard, TokenStream, open_shard
-from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
+from nanogpt.shards import count_steps, load_data
+from nanogpt.tokenizer import TOKENIZERS
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
 
 
@@ -213,19 +211,18 @@ class GPT(nn.Module):
 class TrainConfig:
     """Every setting of a run; each is a flag. The defaults are the video's run."""
 
-    data: str = "input.txt"
-    """a text file or an .npy shard; if there is none, the manual that comes with every Python"""
+    data: str = "edu_fineweb10B"  # a folder of shards, or pydoc: the manual included with Python
     n_layer: int = 12  # blocks
     n_head: int = 12  # attention heads per block
     n_embd: int = 768  # channels
     vocab_size: int = TOKENIZERS["gpt2"]  # 50257: GPT-2's tokenizer; 257: bytes
-    B: int = 16  # micro-batch: sequences at a time; halve it if memory runs out
+    B: int = 64  # micro-batch: sequences per process at a time; halve it if memory runs out
     T: int = 1024  # tokens per sequence, and number of position embeddings
     total_batch_size: int = 2**19  # tokens per optimizer step, over all ranks and micro-steps
-    max_steps: int = 50  # optimizer steps
+    max_steps: int | None = None  # optimizer steps; None: one epoch
     max_lr: float = 6e-4  # learning rate after warm-up
     min_lr: float | None = None  # learning rate at the end; None: a tenth of --max-lr
-    warmup_steps: int = 10  # steps of linear warm-up
+    warmup_steps: int = 715  # steps of linear warm-up: GPT-3's 375M tokens at 524,288 a step
     weight_decay: float = 0.1  # for matrices and embeddings; biases and norms have none
     seed: int = 1337  # for the weights
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
@@ -244,9 +241,10 @@ class TrainConfig:
 PRESETS = {
     "gpt2-124M": TrainConfig(),
     "laptop": TrainConfig(
+        data="pydoc",
         n_layer=2, n_head=4, n_embd=128, vocab_size=TOKENIZERS["bytes"],
         B=16, T=128, total_batch_size=16 * 128,
-        max_lr=5e-3, min_lr=0.0,
+        max_lr=5e-3, min_lr=0.0, warmup_steps=50,
         weight_decay=0.3,
     ),
 }
@@ -273,18 +271,6 @@ def check_config(config, ddp_world_size):
 # data
 
 
-def read_text(path):
-    """The text of a file; without input.txt, the manual behind Python's help(), half a megabyte."""
-    if Path(path).exists():
-        return Path(path).read_text(encoding="utf-8")
-    if path != "input.txt":
-        raise UserError(f"no file {path}: name a text file with --data")
-    print(f"no file {path} (the video's is tinyshakespeare): reading Python's manual instead")
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(topics.values())
-
-
 class DataLoader:
     """Batches for this rank, cut from one TokenStream.
 
@@ -303,14 +289,6 @@ class DataLoader:
         tokens = torch.from_numpy(self.stream.read(self.position + self.ddp_rank * n, n + 1))
         self.position += n * self.ddp_world_size
         return tokens[:-1].view(self.B, self.T), tokens[1:].view(self.B, self.T)
-
-
-def load_shard(path, enc):
-    """A Shard of an .npy file, or of a text file, in memory."""
-    if path.endswith(".npy"):
-        return open_shard(path)
-    tokens = np.array(enc.encode_ordinary(read_text(path)), dtype=np.uint16)
-    return Shard(path, len(tokens), lambda: tokens)
 
 
 # optimizer and schedule
@@ -356,6 +334,7 @@ class Training:
     loader: DataLoader
     grad_accum_steps: int
     ranks: Ranks
+    max_steps: int = 0
 
 
 def accumulate_gradients(t):
@@ -408,14 +387,15 @@ def prepare_training(config, net, stream, ranks):
     scaler = torch.amp.GradScaler(device.type, enabled=ranks.dtype == torch.float16)
     loader = DataLoader(stream, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size)
     grad_accum_steps = check_config(config, ranks.ddp_world_size)
-    return Training(net, model, optimizer, scaler, loader, grad_accum_steps, ranks)
+    return Training(net, model, optimizer, scaler, loader, grad_accum_steps, ranks,
+                    count_steps(config, stream))
 
 
 def training_loop(config, t):
     """Train `t` to its last step."""
-    for step in range(config.max_steps):
+    for step in range(t.max_steps):
         t0 = time.perf_counter()
-        lr = get_lr(step, config.max_lr, config.final_lr, config.warmup_steps, config.max_steps)
+        lr = get_lr(step, config.max_lr, config.final_lr, config.warmup_steps, t.max_steps)
         loss, norm = train_step(t, lr)
         dt = time.perf_counter() - t0
         if t.ranks.master_process:
@@ -427,17 +407,18 @@ def main():
     config = parse_args(sys.argv[1:])
     ranks = init_ranks(config.device, config.dtype)
     grad_accum_steps = check_config(config, ranks.ddp_world_size)
+    train, val = load_data(config)
     torch.manual_seed(config.seed)
     with one_rank_first(ranks):
-        enc = get_tokenizer(tokenizer_name(config.vocab_size))
-        train = TokenStream([load_shard(config.data, enc)])
-    net = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
-                        config.n_embd))
+        net = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
+                            config.n_embd))
     t = prepare_training(config, net, train, ranks)
     if ranks.master_process:
         print(f"device {ranks.device}, {ranks.dtype} products, {net.num_params():,} parameters, "
               f"{ranks.ddp_world_size} ranks x {grad_accum_steps} micro-steps, "
-              f"{train.n_tokens:,} tokens")
+              f"{train.n_tokens:,} training and {val.n_tokens:,} validation tokens")
+        print(f"{t.max_steps:,} steps = "
+              f"{t.max_steps * config.total_batch_size / train.n_tokens:.2f} epochs")
     training_loop(config, t)
     if ranks.ddp:
         dist.barrier()  # the master has saved: torchrun ends everyone when one process ends badly

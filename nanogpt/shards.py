@@ -1,13 +1,15 @@
 """Token shards as one endless stream."""
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nanogpt.common import UserError
+from nanogpt.common import UserError, needs_network
+from nanogpt.tokenizer import get_tokenizer, tokenizer_name
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,40 @@ def open_shard(path):
         raise UserError(f"{path} is not a complete shard ({reason}): make it again") from None
     return Shard(str(path), shape[0],
                  functools.partial(np.memmap, path, np.uint16, "r", offset, shape))
+
+
+def find_shards(folder):
+    """The train and the validation shards of a folder, in the order of their names.
+
+    Names end in _train_000001.npy, _val_000000.npy. Raises UserError if a kind is missing.
+    """
+    way_out = 'run "python fineweb.py", or try "--data pydoc --vocab-size 257"'
+    shards = {"train": [], "val": []}
+    for path in sorted(Path(folder).glob("*")):
+        if match := re.search(r"_(train|val)(_\d+)?\.npy$", path.name):
+            shards[match[1]].append(open_shard(path))
+    for split, found in shards.items():
+        if not found:
+            raise UserError(f"no {split} shards in {folder}: {way_out}")
+    return shards["train"], shards["val"]
+
+
+def python_manual():
+    """The text behind Python's help(), half a megabyte, as byte shards in memory: train, val.
+
+    Every tenth topic is validation.
+    """
+    with needs_network("Python's manual", "this Python has no pydoc_data, install a full one"):
+        from pydoc_data.topics import topics
+    stretches = list(topics.values())
+
+    enc, shards = get_tokenizer("bytes"), []
+    for split, part in (("train", [text for i, text in enumerate(stretches) if i % 10 != 9]),
+                        ("val", stretches[9::10])):
+        ids = [id for text in part for id in (enc.eot_token, *enc.encode_ordinary(text))]
+        tokens = np.array(ids, dtype=np.uint16)
+        shards.append([Shard(f"pydoc_{split}", len(tokens), lambda tokens=tokens: tokens)])
+    return shards
 
 
 class TokenStream:
@@ -65,3 +101,25 @@ class TokenStream:
         part = self.shards[i].open()[offset : offset + len(out)]
         out[: len(part)] = part  # to int64: torch has few operations for uint16
         return len(part)
+
+
+def load_data(config):
+    """The run's training and validation TokenStreams. Raises UserError."""
+    tokenizer = tokenizer_name(config.vocab_size)
+    if config.data == "pydoc":
+        if tokenizer != "bytes":
+            raise UserError("--data pydoc is bytes: use --vocab-size 257")
+        train, val = python_manual()
+    else:
+        train, val = find_shards(config.data)
+    train, val = TokenStream(train), TokenStream(val)
+    if train.n_tokens <= config.total_batch_size:
+        raise UserError(f"{config.data} holds {train.n_tokens} training tokens, less than one "
+                        f"batch of {config.total_batch_size} and its last target: "
+                        "choose a smaller --total-batch-size")
+    return train, val
+
+
+def count_steps(config, stream):
+    """The number of updates in a run: --max-steps, or the whole batches in one epoch."""
+    return config.max_steps or (stream.n_tokens - 1) // config.total_batch_size

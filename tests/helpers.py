@@ -22,7 +22,7 @@ import tqdm
 import train_gpt2
 from nanogpt.common import run
 from nanogpt.ranks import Ranks
-from nanogpt.shards import Shard, TokenStream
+from nanogpt.shards import Shard, TokenStream, python_manual
 from nanogpt.sources import find_source
 from nanogpt.tokenizer import get_tokenizer
 
@@ -97,12 +97,38 @@ def text_tokens(n, seed=0):
     return np.array(tokens[:n], dtype=np.uint16)
 
 
-def write_data(folder, n=40_000):
-    """Something for --data: a text file of `n` bytes."""
+def write_data(folder):
+    """Something for --data: a folder of byte shards."""
+    return write_shards(folder)
+
+
+def write_shards(folder, n_train=40_000, n_val=6_000, shards=2):
+    """A folder of byte shards as fineweb.py writes them."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = bytes(token % 256 for token in text_tokens(n)).replace(b"\0", b"\n").decode()
-    (folder / "input.txt").write_text(text, encoding="utf-8")
-    return folder / "input.txt"
+    arrays = [text_tokens(n_val, seed=1), *np.array_split(text_tokens(n_train, seed=2), shards)]
+    for i, array in enumerate(arrays):
+        name = f"text_{'train' if i else 'val'}_{i:06d}.npy"
+        np.save(folder / name, array)
+    return folder
+
+
+def load_streams(folder, *flags, shuffle=False):
+    """The two TokenStreams of a run on `folder`, of bytes and of 8 tokens a step."""
+    small = ["--vocab-size", "257", "--B", "1", "--T", "8", "--total-batch-size", "8"]
+    return train_gpt2.load_data(train_gpt2.parse_args(["--data", str(folder), *small, *flags]))
+
+
+def manual_documents(T=10**6):
+    """The documents of Python's manual for rows of T tokens: two lists of text, train and val."""
+    splits = python_manual()
+    documents = []
+    for [shard] in splits:
+        tokens = shard.open()
+        assert tokens[0] == 256, f"{shard.name} does not begin with an end-of-text"
+        ends = [*np.flatnonzero(tokens == 256), len(tokens)]
+        documents.append([bytes(tokens[a + 1 : b].astype(np.uint8)).decode()
+                          for a, b in zip(ends, ends[1:], strict=False)])
+    return documents
 
 
 READING = """

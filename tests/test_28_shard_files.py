@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import CAN_MEASURE, TINY, memory_of_reading, start, text_tokens
+from helpers import CAN_MEASURE, memory_of_reading, text_tokens
 
 from nanogpt.common import UserError
 from nanogpt.shards import open_shard
@@ -15,14 +15,6 @@ def test_a_file_holds_what_was_saved(tmp_path):
     assert shard.n_tokens == 1000
     assert shard.open().dtype == np.uint16
     assert np.array_equal(shard.open(), tokens)
-
-
-def test_a_run_takes_a_file_of_tokens(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    np.save("text.npy", text_tokens(1000))
-    done = start("train_gpt2.py", *TINY, "--data", "text.npy", "--max-steps", 1)
-    assert done.returncode == 0, done.stderr
-    assert "1,000 tokens" in done.stdout
 
 
 NPY_DAMAGES = {
