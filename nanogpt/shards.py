@@ -55,19 +55,34 @@ def find_shards(folder):
     return shards["train"], shards["val"]
 
 
-def python_manual():
+def python_manual(T):
     """The text behind Python's help(), half a megabyte, as byte shards in memory: train, val.
 
-    Every tenth topic is validation.
+    Every tenth stretch of about a thousand characters is for validation. A paragraph that occurs
+    twice (topics quote each other) is kept once, so that training has not seen the validation text.
+    Documents are excerpts that fill a row of T tokens: shuffled, they make batches of many topics.
+    With longer ones a batch would be about one topic, and each step would undo part of the last.
     """
     with needs_network("Python's manual", "this Python has no pydoc_data, install a full one"):
         from pydoc_data.topics import topics
-    stretches = list(topics.values())
+    seen, stretches = set(), []
+    for text in topics.values():
+        stretches.append("")
+        for paragraph in text.strip().split("\n\n"):
+            if len(paragraph) >= 40 and paragraph in seen:
+                continue
+            seen.add(paragraph)
+            if len(stretches[-1]) >= 1000:
+                stretches.append("")
+            stretches[-1] += paragraph + "\n\n"
 
     enc, shards = get_tokenizer("bytes"), []
+    most = max(1, T - 1)
+    excerpt = re.compile(rf"(?s).{{1,{most}}}(?=\s|\Z)|.{{1,{most}}}")  # ends before a space
     for split, part in (("train", [text for i, text in enumerate(stretches) if i % 10 != 9]),
                         ("val", stretches[9::10])):
-        ids = [id for text in part for id in (enc.eot_token, *enc.encode_ordinary(text))]
+        ids = [id for text in part for document in excerpt.findall(text)
+               for id in (enc.eot_token, *enc.encode_ordinary(document))]
         tokens = np.array(ids, dtype=np.uint16)
         shards.append([Shard(f"pydoc_{split}", len(tokens), lambda tokens=tokens: tokens)])
     return shards
@@ -109,7 +124,7 @@ def load_data(config):
     if config.data == "pydoc":
         if tokenizer != "bytes":
             raise UserError("--data pydoc is bytes: use --vocab-size 257")
-        train, val = python_manual()
+        train, val = python_manual(config.T)
     else:
         train, val = find_shards(config.data)
     train, val = TokenStream(train), TokenStream(val)

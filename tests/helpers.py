@@ -120,7 +120,7 @@ def load_streams(folder, *flags, shuffle=False):
 
 def manual_documents(T=10**6):
     """The documents of Python's manual for rows of T tokens: two lists of text, train and val."""
-    splits = python_manual()
+    splits = python_manual(T)
     documents = []
     for [shard] in splits:
         tokens = shard.open()
