@@ -8,6 +8,7 @@ Read from top to bottom: network, configuration, data, optimizer, training step,
 # imported first, so that Ctrl-C ends the program without a traceback from here on
 from nanogpt.common import UserError, parse, run
 
+import contextlib
 import math
 import sys
 import time
@@ -20,11 +21,13 @@ import tyro
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
+from tqdm import tqdm
 
 from nanogpt.ranks import (
     Ranks, autocast, compile_model, find_device, init_ranks, one_rank_first, sum_over_ranks,
 )
-from nanogpt.shards import count_steps, load_data
+from nanogpt.report import print_evaluation
+from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
 from nanogpt.tokenizer import TOKENIZERS
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
 
@@ -225,6 +228,8 @@ class TrainConfig:
     warmup_steps: int = 715  # steps of linear warm-up: GPT-3's 375M tokens at 524,288 a step
     weight_decay: float = 0.1  # for matrices and embeddings; biases and norms have none
     seed: int = 1337  # for the weights
+    eval_every: int = 250  # steps between evaluations; also at the start and the end
+    val_tokens: int = 20 * 2**19  # validation tokens, always the same; fewer if the data has fewer
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """of matrix products; auto: bfloat16 on GPUs that have it, else float16; float32 on a CPU"""
@@ -335,6 +340,7 @@ class Training:
     grad_accum_steps: int
     ranks: Ranks
     max_steps: int = 0
+    step: int = 0  # updates made
 
 
 def accumulate_gradients(t):
@@ -370,6 +376,63 @@ def train_step(t, lr):
     return loss.item(), norm.item()  # .item() waits for the device: the step is done
 
 
+# evaluation
+#
+# All of it runs the plain module, never the compiled or the DDP one: the weights are the same,
+# every length of input works, and compile stays on.
+
+
+@dataclass
+class Exam:
+    """What an evaluation needs besides the network."""
+
+    val: TokenStream
+
+
+@dataclass
+class Evaluation:
+    """The results of an evaluation."""
+
+    val_loss: float
+    seconds: float
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """Evaluation mode and no gradients inside, training mode again afterwards."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train()
+
+
+def validate(model, stream, n_tokens, B, T, ranks):
+    """Mean loss in nats over the first n_tokens of the stream, in rows of T: the same rows for
+    every B and every number of ranks."""
+    n_rows = validation_rows(stream, n_tokens, T)
+    mine = range(n_rows * ranks.ddp_rank // ranks.ddp_world_size,
+                 n_rows * (ranks.ddp_rank + 1) // ranks.ddp_world_size)
+    total = torch.zeros((), device=ranks.device)
+    bar = tqdm(range(mine.start, mine.stop, B), desc="validation", leave=False,
+               disable=None if ranks.master_process else True)
+    with evaluating(model), autocast(ranks.device, ranks.dtype):
+        for row in bar:
+            rows = min(B, mine.stop - row)
+            tokens = torch.from_numpy(stream.read(row * T, rows * T + 1)).to(ranks.device)
+            _, loss = model(tokens[:-1].view(rows, T), tokens[1:].view(rows, T))
+            total += loss * rows
+    return sum_over_ranks(total, ranks).item() / n_rows
+
+
+def evaluate(config, t, exam):
+    """The Evaluation of `t.net`, the same on every rank."""
+    began = time.perf_counter()
+    val_loss = validate(t.net, exam.val, config.val_tokens, config.B, config.T, t.ranks)
+    return Evaluation(val_loss, time.perf_counter() - began)
+
+
 # main
 
 
@@ -391,27 +454,42 @@ def prepare_training(config, net, stream, ranks):
                     count_steps(config, stream))
 
 
-def training_loop(config, t):
-    """Train `t` to its last step."""
-    for step in range(t.max_steps):
+def training_loop(config, t, exam):
+    """Train `t` to its last step, and evaluate it now and then."""
+    while True:  # t.step updates have been made
+        last_step = t.step >= t.max_steps
+
+        # ---- once in a while: how good is it?
+        if t.step % config.eval_every == 0 or last_step:
+            found = evaluate(config, t, exam)
+            if t.ranks.master_process:
+                print_evaluation(t.step, found)
+        if last_step:
+            break
+
+        # ---- one training step
         t0 = time.perf_counter()
-        lr = get_lr(step, config.max_lr, config.final_lr, config.warmup_steps, t.max_steps)
+        lr = get_lr(t.step, config.max_lr, config.final_lr, config.warmup_steps, t.max_steps)
         loss, norm = train_step(t, lr)
         dt = time.perf_counter() - t0
         if t.ranks.master_process:
-            print(f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
+            print(f"step {t.step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
                   f"dt {1000 * dt:.0f} ms | {config.total_batch_size / dt:,.0f} tok/sec")
+        t.step += 1
 
 
 def main():
     config = parse_args(sys.argv[1:])
     ranks = init_ranks(config.device, config.dtype)
     grad_accum_steps = check_config(config, ranks.ddp_world_size)
+
+    # every bad setting and every bad file is found here, before anything is written
     train, val = load_data(config)
     torch.manual_seed(config.seed)
     with one_rank_first(ranks):
         net = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
                             config.n_embd))
+    exam = Exam(val)
     t = prepare_training(config, net, train, ranks)
     if ranks.master_process:
         print(f"device {ranks.device}, {ranks.dtype} products, {net.num_params():,} parameters, "
@@ -419,7 +497,7 @@ def main():
               f"{train.n_tokens:,} training and {val.n_tokens:,} validation tokens")
         print(f"{t.max_steps:,} steps = "
               f"{t.max_steps * config.total_batch_size / train.n_tokens:.2f} epochs")
-    training_loop(config, t)
+    training_loop(config, t, exam)
     if ranks.ddp:
         dist.barrier()  # the master has saved: torchrun ends everyone when one process ends badly
         del t  # DDP holds on to the process group

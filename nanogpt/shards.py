@@ -118,6 +118,12 @@ class TokenStream:
         return len(part)
 
 
+def validation_rows(stream, n_tokens, T):
+    """The number of whole rows of T in the first n_tokens of the stream, or in all of it if it is
+    shorter. At least one."""
+    return max(1, min(n_tokens, stream.n_tokens - 1) // T)
+
+
 def load_data(config):
     """The run's training and validation TokenStreams. Raises UserError."""
     tokenizer = tokenizer_name(config.vocab_size)
@@ -132,6 +138,9 @@ def load_data(config):
         raise UserError(f"{config.data} holds {train.n_tokens} training tokens, less than one "
                         f"batch of {config.total_batch_size} and its last target: "
                         "choose a smaller --total-batch-size")
+    if val.n_tokens <= config.T:
+        raise UserError(f"{config.data} holds {val.n_tokens} validation tokens, less than one "
+                        f"sequence of {config.T} and its last target: choose a smaller --T")
     return train, val
 
 
