@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import tiktoken
 import torch
 import torch.distributed as dist
 import tyro
@@ -28,7 +29,7 @@ from nanogpt.ranks import (
 )
 from nanogpt.report import print_evaluation
 from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
-from nanogpt.tokenizer import TOKENIZERS
+from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
 
 
@@ -227,9 +228,12 @@ class TrainConfig:
     min_lr: float | None = None  # learning rate at the end; None: a tenth of --max-lr
     warmup_steps: int = 715  # steps of linear warm-up: GPT-3's 375M tokens at 524,288 a step
     weight_decay: float = 0.1  # for matrices and embeddings; biases and norms have none
-    seed: int = 1337  # for the weights
+    seed: int = 1337  # for the weights and the samples
     eval_every: int = 250  # steps between evaluations; also at the start and the end
     val_tokens: int = 20 * 2**19  # validation tokens, always the same; fewer if the data has fewer
+    prompt: str = "Hello, I'm a language model,"  # the samples continue it
+    sample_tokens: int = 32  # new tokens in each of the four samples; 0: no samples
+    temperature: float = 1.0  # of the samples; lower is less random, 0 takes the likeliest token
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """of matrix products; auto: bfloat16 on GPUs that have it, else float16; float32 on a CPU"""
@@ -251,6 +255,7 @@ PRESETS = {
         B=16, T=128, total_batch_size=16 * 128,
         max_lr=5e-3, min_lr=0.0, warmup_steps=50,
         weight_decay=0.3,
+        prompt="The ", sample_tokens=160, temperature=0.8,
     ),
 }
 
@@ -376,7 +381,7 @@ def train_step(t, lr):
     return loss.item(), norm.item()  # .item() waits for the device: the step is done
 
 
-# evaluation
+# evaluation and sampling
 #
 # All of it runs the plain module, never the compiled or the DDP one: the weights are the same,
 # every length of input works, and compile stays on.
@@ -387,6 +392,7 @@ class Exam:
     """What an evaluation needs besides the network."""
 
     val: TokenStream
+    enc: tiktoken.Encoding
 
 
 @dataclass
@@ -394,6 +400,7 @@ class Evaluation:
     """The results of an evaluation."""
 
     val_loss: float
+    samples: list[str]
     seconds: float
 
 
@@ -426,11 +433,32 @@ def validate(model, stream, n_tokens, B, T, ranks):
     return sum_over_ranks(total, ranks).item() / n_rows
 
 
+def sample(model, enc, prompt, n_samples, max_new_tokens, temperature, seed, ranks):
+    """`n_samples` continuations of the prompt as text, each up to its first end-of-text.
+
+    A separate generator draws them, so training's random numbers do not change.
+    """
+    generator = torch.Generator(ranks.device).manual_seed(seed)
+    tokens = enc.encode_ordinary(prompt) or [enc.eot_token]  # no prompt: a document begins
+    idx = torch.tensor([tokens] * n_samples, device=ranks.device)
+    with evaluating(model), autocast(ranks.device, ranks.dtype):
+        idx = model.generate(idx, max_new_tokens, temperature, generator=generator)
+    texts = []
+    for new in idx[:, len(tokens) :].tolist():
+        end = new.index(enc.eot_token) if enc.eot_token in new else len(new)
+        texts.append(prompt + enc.decode(new[:end]))
+    return texts
+
+
 def evaluate(config, t, exam):
     """The Evaluation of `t.net`, the same on every rank."""
     began = time.perf_counter()
     val_loss = validate(t.net, exam.val, config.val_tokens, config.B, config.T, t.ranks)
-    return Evaluation(val_loss, time.perf_counter() - began)
+    samples = []
+    if config.sample_tokens and t.ranks.master_process:
+        samples = sample(t.net, exam.enc, config.prompt, 4, config.sample_tokens,
+                         config.temperature, config.seed, t.ranks)
+    return Evaluation(val_loss, samples, time.perf_counter() - began)
 
 
 # main
@@ -487,9 +515,10 @@ def main():
     train, val = load_data(config)
     torch.manual_seed(config.seed)
     with one_rank_first(ranks):
+        enc = get_tokenizer(tokenizer_name(config.vocab_size))
         net = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
                             config.n_embd))
-    exam = Exam(val)
+    exam = Exam(val, enc)
     t = prepare_training(config, net, train, ranks)
     if ranks.master_process:
         print(f"device {ranks.device}, {ranks.dtype} products, {net.num_params():,} parameters, "

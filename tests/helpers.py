@@ -169,6 +169,7 @@ TINY = [
     "--max-lr", "3e-3",
     "--min-lr", "3e-4", "--warmup-steps", "2",
     "--weight-decay", "0.1",
+    "--prompt", "Hello, I'm a language model,", "--sample-tokens", "8", "--temperature", "1.0",
 ]
 
 
