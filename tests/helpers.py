@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 import tqdm
 
@@ -171,6 +173,42 @@ TINY = [
     "--weight-decay", "0.1",
     "--prompt", "Hello, I'm a language model,", "--sample-tokens", "8", "--temperature", "1.0",
 ]
+
+
+def four_endings(n=30):
+    """HellaSwag examples of random letters, the same every time."""
+    rng = np.random.default_rng(0)
+
+    def text(low, high):
+        return bytes(rng.integers(97, 123, rng.integers(low, high)).tolist()).decode()
+
+    return [{"ctx": text(1, 30), "endings": [text(1, 20) for _ in range(4)], "label": i % 4}
+            for i in range(n)]
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def refusal(main, *args, monkeypatch, capsys):
+    """main() is refused with one line and status 2, in this process, for speed. The line."""
+    monkeypatch.setattr(sys, "argv", ["program", *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        run(main)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2, said
+    assert said.startswith("error: ") and said.count("\n") == 1, said
+    return said
+
+
+def offline(monkeypatch, cache):
+    """The hub does not answer, and nothing of it is cached."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
 
 
 def context():

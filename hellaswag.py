@@ -1,0 +1,94 @@
+"""HellaSwag: does the model give the true one of four endings the highest probability?
+
+An example is a context and four endings, one of which is what really came next. The model never
+writes anything: each ending is appended to the context and scored by the cross-entropy of its
+tokens. The lowest sum is the model's choice for `acc`, the lowest mean per token for `acc_norm`,
+which does not punish an ending for being long. Guessing gives 25%.
+
+Dataset: Zellers et al. 2019, "HellaSwag: Can a Machine Really Finish Your Sentence?"
+"""
+
+# imported first, so that Ctrl-C ends the program without a traceback from here on
+from nanogpt.common import UserError, parse, run
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+# -----------------------------------------------------------------------------
+# examples
+
+
+def load_examples(source, limit=None):
+    """The examples of a .jsonl file: dicts with ctx, endings, label.
+
+    limit: read only this many. Raises UserError with the number of a line that cannot be read.
+    """
+    if not Path(source).is_file():
+        raise UserError(f"no HellaSwag file {source}: name a .jsonl file")
+    examples = []
+    with open(source, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if limit is not None and len(examples) >= limit:
+                break
+            if not (line := line.removeprefix(b"\xef\xbb\xbf")).strip():  # Windows marks UTF-8 so
+                continue
+            try:
+                examples.append(check_example(json.loads(line.decode("utf-8"))))
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                raise UserError(f"{source} line {number} is not a HellaSwag example "
+                                f"({what_it_is(line, error)}") from None
+    if not examples:
+        raise UserError(f"{source} holds no examples: name a .jsonl file with one per line")
+    return examples
+
+
+def what_it_is(line, error):
+    """Why a line is not an example, and the way out, as the end of a message in brackets."""
+    others = {b"[": "a JSON array", b"\x1f\x8b": "gzip", b"PAR1": "parquet", b"PK": "zip"}
+    for kind in (others[begin] for begin in others if line.startswith(begin)):
+        return f"this is {kind}): name a .jsonl file, one example on each line"
+    if b"\0" in line or isinstance(error, UnicodeDecodeError):
+        return "this is not UTF-8): save the file as UTF-8"
+    reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    return f"{reason}): fix or remove it"
+
+
+def check_example(example):
+    """A dict with a context, four endings and a label 0-3 (a string on the hub), or ValueError."""
+    ctx, endings, label = (example.get(key) for key in ("ctx", "endings", "label"))
+    if label in (None, ""):
+        raise ValueError("no label: the test split has none, take validation")
+    label = str(label).removesuffix(".0")  # pandas makes 3.0 of a 3
+    if not isinstance(ctx, str) or not ctx:
+        raise ValueError("ctx is not text")
+    if not isinstance(endings, list) or len(endings) != 4 or not all(
+            isinstance(ending, str) and ending for ending in endings):
+        raise ValueError("endings are not four texts")
+    if label not in ("0", "1", "2", "3"):
+        raise ValueError(f"label {label} is not 0, 1, 2 or 3")
+    return {"ctx": ctx, "endings": endings, "label": int(label)}
+
+
+# -----------------------------------------------------------------------------
+# the command line
+
+
+@dataclass
+class Config:
+    data: str = "hellaswag_val.jsonl"
+    """a .jsonl file with ctx, endings and label on every line"""
+
+
+def main():
+    config = parse(Config(), sys.argv[1:], "hellaswag.py", __doc__)
+    examples = load_examples(config.data)
+    print(f"{len(examples):,} examples; the first:\n{examples[0]['ctx']}")
+    for i, ending in enumerate(examples[0]["endings"]):
+        print("->" if i == examples[0]["label"] else "  ", ending)
+
+
+if __name__ == "__main__":
+    run(main)
