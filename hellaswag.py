@@ -16,6 +16,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch.nn import functional as F
+
 
 # -----------------------------------------------------------------------------
 # examples
@@ -70,6 +73,67 @@ def check_example(example):
     if label not in ("0", "1", "2", "3"):
         raise ValueError(f"label {label} is not 0, 1, 2 or 3")
     return {"ctx": ctx, "endings": endings, "label": int(label)}
+
+
+# -----------------------------------------------------------------------------
+# tokens
+
+
+@dataclass
+class Encoded:
+    """One example as tokens: four rows (context + ending), the endings' lengths, the true one."""
+
+    rows: list[list[int]]
+    n_ending: list[int]
+    label: int
+    number: int  # in its file, from 1
+
+
+def encode(examples, enc, block_size):
+    """Tokenize once. A row too long for the network loses the beginning of its context.
+
+    enc: a tiktoken.Encoding. block_size: the longest input; rows keep one token more, since the
+    last one is only ever a target. Returns a list of Encoded.
+    """
+    encoded = []
+    for number, example in enumerate(examples, start=1):
+        ctx = enc.encode_ordinary(example["ctx"])
+        # GPT-2's tokens carry the space before the word, so an ending is encoded with its own
+        endings = [enc.encode_ordinary(" " + ending) for ending in example["endings"]]
+        rows = [(ctx + ending)[-(block_size + 1) :] for ending in endings]
+        n_ending = [min(len(end), len(row) - 1) for end, row in zip(endings, rows, strict=True)]
+        encoded.append(Encoded(rows, n_ending, example["label"], number))
+    return encoded
+
+
+# -----------------------------------------------------------------------------
+# scores
+
+
+@torch.no_grad()
+def score(model, batch, device):
+    """Cross-entropy of every ending. Returns sums and means over its tokens, each (examples, 4).
+
+    model(idx) may return logits, a tuple that begins with them, or an object that has them.
+    """
+    rows = [row for example in batch for row in example.rows]
+    n_ending = torch.tensor([n for example in batch for n in example.n_ending])
+    lengths = torch.tensor([len(row) for row in rows])
+    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)  # padded on the right
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    idx, targets = tokens[:, :-1], tokens[:, 1:]
+    # position p of the targets is token p + 1 of the row: an ending's targets are its last n
+    position = torch.arange(idx.size(1))
+    mask = (position >= (lengths - 1 - n_ending)[:, None]) & (position < (lengths - 1)[:, None])
+    idx, targets, mask = idx.to(device), targets.to(device), mask.to(device)
+
+    out = model(idx)
+    logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", out)  # (rows, T, V)
+    losses = F.cross_entropy(logits[mask].float(), targets[mask], reduction="none")
+    of_row = mask.nonzero()[:, 0]
+    sums = torch.zeros(len(rows), device=device).index_add_(0, of_row, losses).cpu()
+    return sums.view(-1, 4), (sums / n_ending).view(-1, 4)
 
 
 # -----------------------------------------------------------------------------

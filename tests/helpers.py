@@ -1,6 +1,7 @@
 """What several tests need."""
 
 import contextlib
+import copy
 import io
 import json
 import multiprocessing
@@ -209,6 +210,38 @@ def offline(monkeypatch, cache):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+
+
+def bytes_encoded(examples, block_size=64):
+    """Examples as hellaswag.py's byte tokens."""
+    import hellaswag
+
+    return hellaswag.encode(examples, get_tokenizer("bytes"), block_size)
+
+
+def one_row_at_a_time(model, example, block_size=64):
+    """Sum and mean of -log p over each ending's bytes, by the definition, in float64."""
+    model, sums, means = copy.deepcopy(model).double(), [], []
+    for ending in example["endings"]:
+        end = list(b" " + ending.encode())
+        tokens = [*example["ctx"].encode(), *end][-(block_size + 1):]
+        n = min(len(end), len(tokens) - 1)
+        with torch.no_grad():
+            out = model(torch.tensor([tokens[:-1]]))
+        logits = out[0] if isinstance(out, tuple) else out.logits
+        log_p = logits[0].log_softmax(dim=-1)
+        losses = [-log_p[i - 1, tokens[i]].item() for i in range(len(tokens) - n, len(tokens))]
+        sums.append(sum(losses))
+        means.append(sum(losses) / n)
+    return sums, means
+
+
+def count_by_hand(model, examples):
+    """How many examples the sums choose rightly, and how many the means."""
+    scores = [one_row_at_a_time(model, example) for example in examples]
+    return [sum(min(range(4), key=kind.__getitem__) == example["label"]
+                for kind, example in zip(kinds, examples, strict=True))
+            for kinds in zip(*scores, strict=True)]
 
 
 def context():
