@@ -12,12 +12,14 @@ Dataset: Zellers et al. 2019, "HellaSwag: Can a Machine Really Finish Your Sente
 from nanogpt.common import UserError, parse, run
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
 
 # -----------------------------------------------------------------------------
@@ -106,6 +108,24 @@ def encode(examples, enc, block_size):
     return encoded
 
 
+def batches(encoded, tokens_per_batch=4096):
+    """Lists of examples of similar length: sorted, and as many together as fit when padded.
+
+    The batches depend on nothing but the examples, so that every run scores the same ones.
+    """
+    def longest(example):
+        return max(map(len, example.rows))
+
+    batch = []
+    for example in sorted(encoded, key=longest):
+        if batch and 4 * (len(batch) + 1) * longest(example) > tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(example)
+    if batch:
+        yield batch
+
+
 # -----------------------------------------------------------------------------
 # scores
 
@@ -134,6 +154,31 @@ def score(model, batch, device):
     of_row = mask.nonzero()[:, 0]
     sums = torch.zeros(len(rows), device=device).index_add_(0, of_row, losses).cpu()
     return sums.view(-1, 4), (sums / n_ending).view(-1, 4)
+
+
+def count_correct(model, encoded, device, ddp_rank=0, ddp_world_size=1, progress=False):
+    """How many of this rank's examples the model gets right, and how many there are.
+
+    Batches go to the ranks in turn. Returns a float64 tensor (acc, acc_norm, n): add those of
+    all ranks, then divide.
+    """
+    counts = torch.zeros(3, dtype=torch.float64)
+    mine = list(batches(encoded))[ddp_rank::ddp_world_size]
+    for batch in tqdm(mine, desc="HellaSwag", leave=False, disable=None if progress else True):
+        labels = torch.tensor([example.label for example in batch])
+        sums, means = score(model, batch, device)
+        for example, row in zip(batch, sums.tolist(), strict=True):
+            if not all(map(math.isfinite, row)):  # argmin would choose a NaN
+                raise UserError(f"example {example.number} scores {row}: take other weights")
+        counts[0] += (sums.argmin(dim=1) == labels).sum()
+        counts[1] += (means.argmin(dim=1) == labels).sum()
+        counts[2] += len(batch)
+    return counts
+
+
+def standard_error(p, n):
+    """The standard error of a share p of n examples: sqrt(p (1 - p) / n)."""
+    return math.sqrt(p * (1 - p) / n)
 
 
 # -----------------------------------------------------------------------------
