@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from nanogpt.common import UserError, hub_file, needs_network
+from nanogpt.common import UserError, hub_file, hub_offline, needs_network
 
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # their names on the hub
 # Matrices that the checkpoints store transposed, for a Conv1D.
@@ -71,3 +71,21 @@ def read_sizes(path):
     """GPTConfig's fields, from a config.json of transformers."""
     config = json.loads(Path(path).read_text(encoding="utf-8"))
     return {ours: config[theirs] for ours, theirs in SIZES.items()}
+
+
+def load_model(name_or_folder, device):
+    """Any causal language model of transformers, from safetensors, in fp32, in evaluation mode."""
+    from transformers import AutoModelForCausalLM, logging
+    logging.set_verbosity_error()
+    if is_folder := Path(name_or_folder).is_dir():
+        logging.disable_progress_bar()  # a download deserves its bar
+    offline = is_folder or hub_offline(name_or_folder)
+    with needs_network(f"the model {name_or_folder}",
+                       "name gpt2 (online), or a folder with config.json and model.safetensors"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name_or_folder, local_files_only=offline, use_safetensors=True, dtype="float32",
+            trust_remote_code=False, output_loading_info=True)
+    if absent := sorted(info["missing_keys"]):  # transformers went on with random numbers there
+        raise UserError(f"{name_or_folder} lacks weights of its config.json, {absent[0]} for one: "
+                        "name a folder that holds them all")
+    return model.to(device).eval()

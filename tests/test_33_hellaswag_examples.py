@@ -105,14 +105,3 @@ def test_missing_file_is_one_line(monkeypatch, capsys):
     said = refusal(hellaswag.main, "--data", "nowhere.jsonl", monkeypatch=monkeypatch,
                    capsys=capsys)
     assert said.startswith("error: no HellaSwag file nowhere.jsonl")
-
-
-def test_the_first_example_is_shown(tmp_path, monkeypatch, capsys):
-    """With an arrow before the ending that is true. (Later the script prints scores instead.)"""
-    rows = four_endings(5)[2:]
-    path = write_jsonl(tmp_path / "h.jsonl", rows)
-    monkeypatch.setattr("sys.argv", ["hellaswag.py", "--data", str(path)])
-    hellaswag.main()
-    shown = [f"{'->' if i == 2 else '  '} {end}" for i, end in enumerate(rows[0]["endings"])]
-    assert capsys.readouterr().out.splitlines() == ["3 examples; the first:", rows[0]["ctx"],
-                                                    *shown]
