@@ -32,6 +32,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -112,6 +113,29 @@ def download_examples():
         return [check_example(row) for row in rows]
 
 
+def cut_examples(text, n, chars=(64, 32), seed=0):
+    """`n` examples from any text: contexts, their true continuation, three cut from elsewhere.
+
+    chars: characters of context and of each ending; both end or begin at a space. Stands in for
+    HellaSwag where nothing can be downloaded. Raises UserError if the text is too short.
+    """
+    rng = np.random.default_rng(seed)
+    spaces = np.flatnonzero(np.array(list(text)) == " ")
+    spaces = spaces[(spaces >= chars[0]) & (spaces < len(text) - chars[1])]
+    if len(spaces) < 4:
+        raise UserError(f"{len(text)} characters of held-out text are too few to cut endings from")
+    examples = []
+    for _ in range(n):
+        cuts = rng.choice(spaces, size=4, replace=False)
+        label = int(rng.integers(4))
+        examples.append({
+            "ctx": text[cuts[label] - chars[0] : cuts[label]],
+            "endings": [text[cut + 1 : cut + chars[1]] for cut in cuts],
+            "label": label,
+        })
+    return examples
+
+
 # -----------------------------------------------------------------------------
 # tokens
 
@@ -141,6 +165,20 @@ def encode(examples, enc, block_size):
         n_ending = [min(len(end), len(row) - 1) for end, row in zip(endings, rows, strict=True)]
         encoded.append(Encoded(rows, n_ending, example["label"], number))
     return encoded
+
+
+def load_run(config, enc, block_size, val):
+    """A training run's examples as tokens: --hellaswag's, [] for "none", and for "heldout" endings
+    cut from `val`, the validation tokens."""
+    if config.hellaswag == "none":
+        return []
+    if config.hellaswag == "heldout":
+        n = min(val.n_tokens, 10**6)  # more than enough for any number of endings
+        text = enc.decode(val.read(0, n).tolist()).replace("<|endoftext|>", "")
+        examples = cut_examples(text, config.hellaswag_limit or 1000, seed=config.seed)
+    else:
+        examples = load_examples(config.hellaswag, config.hellaswag_limit)
+    return encode(examples, enc, block_size)
 
 
 def batches(encoded, tokens_per_batch=4096):

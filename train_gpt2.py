@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
+import hellaswag
 from nanogpt.ranks import (
     Ranks, autocast, compile_model, find_device, init_ranks, one_rank_first, sum_over_ranks,
 )
@@ -231,6 +232,9 @@ class TrainConfig:
     seed: int = 1337  # for the weights and the samples
     eval_every: int = 250  # steps between evaluations; also at the start and the end
     val_tokens: int = 20 * 2**19  # validation tokens, always the same; fewer if the data has fewer
+    hellaswag: str = hellaswag.HUB
+    """the hub's dataset, a .jsonl file, "heldout" (endings cut from validation text) or "none" """
+    hellaswag_limit: int | None = None  # score the first N examples; None: all (heldout: 1,000)
     prompt: str = "Hello, I'm a language model,"  # the samples continue it
     sample_tokens: int = 32  # new tokens in each of the four samples; 0: no samples
     temperature: float = 1.0  # of the samples; lower is less random, 0 takes the likeliest token
@@ -256,6 +260,7 @@ PRESETS = {
         max_lr=5e-3, min_lr=0.0, warmup_steps=50,
         weight_decay=0.3,
         prompt="The ", sample_tokens=160, temperature=0.8,
+        hellaswag="heldout", hellaswag_limit=500,
     ),
 }
 
@@ -393,6 +398,7 @@ class Exam:
 
     val: TokenStream
     enc: tiktoken.Encoding
+    encoded: list[hellaswag.Encoded]
 
 
 @dataclass
@@ -400,6 +406,7 @@ class Evaluation:
     """The results of an evaluation."""
 
     val_loss: float
+    hella: tuple[float, float, int] | None  # acc_norm, its standard error, examples
     samples: list[str]
     seconds: float
 
@@ -433,6 +440,15 @@ def validate(model, stream, n_tokens, B, T, ranks):
     return sum_over_ranks(total, ranks).item() / n_rows
 
 
+def evaluate_hellaswag(model, encoded, ranks):
+    """acc_norm and its standard error. Each rank scores some of the examples; counts are added."""
+    with evaluating(model), autocast(ranks.device, ranks.dtype):
+        counts = hellaswag.count_correct(model, encoded, ranks.device, ranks.ddp_rank,
+                                         ranks.ddp_world_size, progress=ranks.master_process)
+    _, acc_norm, n = sum_over_ranks(counts.float(), ranks).tolist()
+    return acc_norm / n, hellaswag.standard_error(acc_norm / n, n)
+
+
 def sample(model, enc, prompt, n_samples, max_new_tokens, temperature, seed, ranks):
     """`n_samples` continuations of the prompt as text, each up to its first end-of-text.
 
@@ -454,11 +470,14 @@ def evaluate(config, t, exam):
     """The Evaluation of `t.net`, the same on every rank."""
     began = time.perf_counter()
     val_loss = validate(t.net, exam.val, config.val_tokens, config.B, config.T, t.ranks)
+    hella = None
+    if exam.encoded:
+        hella = (*evaluate_hellaswag(t.net, exam.encoded, t.ranks), len(exam.encoded))
     samples = []
     if config.sample_tokens and t.ranks.master_process:
         samples = sample(t.net, exam.enc, config.prompt, 4, config.sample_tokens,
                          config.temperature, config.seed, t.ranks)
-    return Evaluation(val_loss, samples, time.perf_counter() - began)
+    return Evaluation(val_loss, hella, samples, time.perf_counter() - began)
 
 
 # main
@@ -518,7 +537,8 @@ def main():
         enc = get_tokenizer(tokenizer_name(config.vocab_size))
         net = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
                             config.n_embd))
-    exam = Exam(val, enc)
+        encoded = hellaswag.load_run(config, enc, net.config.block_size, val)
+    exam = Exam(val, enc, encoded)
     t = prepare_training(config, net, train, ranks)
     if ranks.master_process:
         print(f"device {ranks.device}, {ranks.dtype} products, {net.num_params():,} parameters, "

@@ -173,6 +173,7 @@ TINY = [
     "--min-lr", "3e-4", "--warmup-steps", "2",
     "--weight-decay", "0.1",
     "--prompt", "Hello, I'm a language model,", "--sample-tokens", "8", "--temperature", "1.0",
+    "--hellaswag", "none",
 ]
 
 
