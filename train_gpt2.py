@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tiktoken
@@ -25,10 +26,11 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
 import hellaswag
+from nanogpt.disk import check_writable
 from nanogpt.ranks import (
     Ranks, autocast, compile_model, find_device, init_ranks, one_rank_first, sum_over_ranks,
 )
-from nanogpt.report import print_evaluation
+from nanogpt.report import Log, report_evaluation
 from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
@@ -217,6 +219,7 @@ class TrainConfig:
     """Every setting of a run; each is a flag. The defaults are the video's run."""
 
     data: str = "edu_fineweb10B"  # a folder of shards, or pydoc: the manual included with Python
+    out_dir: str = "log/gpt2-124M"  # folder for the log, the curves and the checkpoints
     n_layer: int = 12  # blocks
     n_head: int = 12  # attention heads per block
     n_embd: int = 768  # channels
@@ -501,7 +504,7 @@ def prepare_training(config, net, stream, ranks):
                     count_steps(config, stream))
 
 
-def training_loop(config, t, exam):
+def training_loop(config, t, exam, log):
     """Train `t` to its last step, and evaluate it now and then."""
     while True:  # t.step updates have been made
         last_step = t.step >= t.max_steps
@@ -509,8 +512,7 @@ def training_loop(config, t, exam):
         # ---- once in a while: how good is it?
         if t.step % config.eval_every == 0 or last_step:
             found = evaluate(config, t, exam)
-            if t.ranks.master_process:
-                print_evaluation(t.step, found)
+            report_evaluation(t.step, found, log)
         if last_step:
             break
 
@@ -519,6 +521,7 @@ def training_loop(config, t, exam):
         lr = get_lr(t.step, config.max_lr, config.final_lr, config.warmup_steps, t.max_steps)
         loss, norm = train_step(t, lr)
         dt = time.perf_counter() - t0
+        log.value(t.step, "train", loss)
         if t.ranks.master_process:
             print(f"step {t.step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
                   f"dt {1000 * dt:.0f} ms | {config.total_batch_size / dt:,.0f} tok/sec")
@@ -539,14 +542,18 @@ def main():
                             config.n_embd))
         encoded = hellaswag.load_run(config, enc, net.config.block_size, val)
     exam = Exam(val, enc, encoded)
+    if ranks.master_process:
+        check_writable(config.out_dir)
+    log = Log(Path(config.out_dir) / "log.txt", ranks.master_process)
     t = prepare_training(config, net, train, ranks)
+    log.begin(config, t)
     if ranks.master_process:
         print(f"device {ranks.device}, {ranks.dtype} products, {net.num_params():,} parameters, "
               f"{ranks.ddp_world_size} ranks x {grad_accum_steps} micro-steps, "
               f"{train.n_tokens:,} training and {val.n_tokens:,} validation tokens")
         print(f"{t.max_steps:,} steps = "
               f"{t.max_steps * config.total_batch_size / train.n_tokens:.2f} epochs")
-    training_loop(config, t, exam)
+    training_loop(config, t, exam, log)
     if ranks.ddp:
         dist.barrier()  # the master has saved: torchrun ends everyone when one process ends badly
         del t  # DDP holds on to the process group

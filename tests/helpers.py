@@ -245,6 +245,16 @@ def count_by_hand(model, examples):
             for kinds in zip(*scores, strict=True)]
 
 
+def main_here(monkeypatch, *args):
+    """Run train_gpt2.py in this process, where a test can replace its clock."""
+    monkeypatch.setattr(sys, "argv", ["train_gpt2.py", *map(str, args)])
+    precision = torch.get_float32_matmul_precision()
+    try:
+        train_gpt2.main()
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
 def context():
     """How to begin processes: forked from this one, with all that it has imported, if that is safe
     (one thread, no GPU in use); else forked from a server that has torch; else anew (Windows)."""

@@ -39,7 +39,8 @@ def losses_of(done):
 
 def test_the_loop_learns(tmp_path):
     folder = write_data(tmp_path / "data")
-    losses = losses_of(start("train_gpt2.py", *TINY, "--max-steps", 30, "--data", folder))
+    losses = losses_of(start("train_gpt2.py", *TINY, "--max-steps", 30, "--data", folder,
+                             "--out-dir", tmp_path / "run"))
     assert len(losses) == 30 and losses[-1] < losses[0] - 0.5
     assert folder.exists()
 

@@ -58,5 +58,5 @@ def test_batch_must_divide_by_the_ranks_too():
 @pytest.mark.slow
 def test_two_processes_start(tmp_path):
     done = start("train_gpt2.py", *TINY, "--max-steps", 1, "--data", write_data(tmp_path / "data"),
-                 ranks=2)
+                 "--out-dir", tmp_path / "run", ranks=2)
     assert done.returncode == 0, done.stderr

@@ -164,7 +164,7 @@ def test_two_processes_print_what_one_prints(tmp_path):
     """The loop under two ranks: one of them speaks, and its losses are one process's."""
     flags, said = [*TINY, "--max-steps", 3, "--data", write_data(tmp_path / "data")], {}
     for ranks in None, 2:
-        done = start("train_gpt2.py", *flags, ranks=ranks)
+        done = start("train_gpt2.py", *flags, "--out-dir", tmp_path / str(ranks), ranks=ranks)
         assert done.returncode == 0, done.stderr
         said[ranks] = [line.split(" | ")[1] for line in done.stdout.splitlines() if "loss" in line]
     assert len(said[None]) == len(said[2]) == 3

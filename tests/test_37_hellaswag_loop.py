@@ -81,6 +81,7 @@ def test_the_run_prints_what_its_ranks_counted_together(tmp_path):
     for ranks in None, 2:
         done = start("train_gpt2.py", *TINY, "--data", data, "--hellaswag", path, "--sample-tokens",
                      0, "--hellaswag-limit", 31, "--max-steps", 1, "--val-tokens", 512,
+                     "--out-dir", tmp_path / "run",
                      ranks=ranks)
         assert done.returncode == 0, done.stderr
         printed.append(re.findall(r"\| hella (\S+) \+- (\S+) \|", done.stdout))
