@@ -30,7 +30,7 @@ from nanogpt.disk import check_writable
 from nanogpt.ranks import (
     Ranks, autocast, compile_model, find_device, init_ranks, one_rank_first, sum_over_ranks,
 )
-from nanogpt.report import Log, report_evaluation
+from nanogpt.report import Log, report_evaluation, save_curves
 from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
@@ -554,6 +554,8 @@ def main():
         print(f"{t.max_steps:,} steps = "
               f"{t.max_steps * config.total_batch_size / train.n_tokens:.2f} epochs")
     training_loop(config, t, exam, log)
+    if ranks.master_process:
+        save_curves(log.path, Path(config.out_dir) / "curves.png")
     if ranks.ddp:
         dist.barrier()  # the master has saved: torchrun ends everyone when one process ends badly
         del t  # DDP holds on to the process group

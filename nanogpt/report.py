@@ -1,11 +1,15 @@
 """What a run says: its log, its curves, the table at the start, its lines."""
 
 import json
+import math
 import platform
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+
+from nanogpt.common import UserError
+from nanogpt.tokenizer import tokenizer_name
 
 
 def report_evaluation(step, found, log):
@@ -49,3 +53,76 @@ class Log:
         self.note(config=asdict(config), ranks=t.ranks.ddp_world_size, device=str(t.ranks.device),
                   parameters=t.net.num_params(), max_steps=t.max_steps, torch=torch.__version__,
                   python=platform.python_version(), system=platform.platform())
+
+
+def read_log(path):
+    """{"train": (steps, values), "val": ..., "hella": ..., "run": header} of a log's last run."""
+    found = {"train": ([], []), "val": ([], []), "hella": ([], []), "run": {}}
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.startswith("# "):
+                facts = json.loads(line[2:])
+                if "config" in facts:  # a new run in the same folder
+                    found = {kind: ([], []) for kind in ("train", "val", "hella")} | {"run": facts}
+            elif not line.startswith("#"):
+                step, kind, value = line.split()
+                steps, values = found[kind]
+                values.append(float(value))
+                steps.append(int(step))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}, line {number} is not a log line: {line[:40]!r}") from None
+    return found
+
+
+# Scores to cross, for runs with GPT-2's tokenizer. GPT-2 124M: OpenAI's weights, evaluated as here
+# (loss: first 10,485,760 tokens of FineWeb-Edu's shard 0). GPT-3 124M: GPT-3 paper, appendix H.
+REFERENCES = {"val": {"GPT-2 124M, FineWeb-Edu": 3.2924},
+              "hella": {"GPT-2 124M": 0.2955, "GPT-3 124M": 0.337}}
+
+
+def config_of(log, path):
+    """The configuration in a log's header. Raises UserError if there is none."""
+    config = log["run"].get("config")
+    if not isinstance(config, dict) or not {"vocab_size", "hellaswag"} <= config.keys():
+        raise UserError(f"{path} has no line with the run's configuration: name a whole log, or "
+                        "remove it")
+    return config
+
+
+def draw_curves(log_path, axes):
+    """Loss on the first of two matplotlib axes, HellaSwag on the second, with reference lines. In a
+    run without HellaSwag, the first takes the place of both."""
+    log = read_log(log_path)
+    config, (steps, losses) = config_of(log, log_path), log["val"]
+    axes[0].plot(*log["train"], "-" if len(log["train"][0]) > 1 else ".", label="train", alpha=0.4,
+                 linewidth=0.8)
+    axes[0].plot(steps, losses, "o-", label="validation", markersize=3)
+    axes[0].set(xlabel="step", ylabel="loss (nats per token)", title="Loss")
+    axes[1].plot(*log["hella"], "o-", label="this run", markersize=3)
+    axes[1].axhline(0.25, color="gray", linestyle=":", label="guessing")
+    axes[1].set(xlabel="step", ylabel="accuracy", title="Four-way endings (acc_norm)")
+    same_task = {"val": True, "hella": config["hellaswag"] != "heldout"}
+    for ax, kind in zip(axes, ("val", "hella"), strict=True):
+        if tokenizer_name(config["vocab_size"]) == "gpt2" and same_task[kind]:
+            for number, (name, value) in enumerate(REFERENCES[kind].items()):
+                ax.axhline(value, color=f"C{number + 2}", linestyle="--", label=name)
+        ax.legend(handles=[line for line in ax.lines if len(line.get_xdata())])
+    later = [loss for loss in losses[1:] if math.isfinite(loss)]
+    if later:  # the loss before training, or a spike, would flatten the rest of the curve
+        lowest = min(loss for loss in later + log["train"][1] if math.isfinite(loss))
+        median = sorted(later)[len(later) // 2]
+        axes[0].set_ylim(0.95 * lowest, 1.1 * min(max(later), 2 * median))
+    if not log["hella"][0]:
+        first, second = (ax.get_subplotspec() for ax in axes)
+        axes[0].set_subplotspec(first.get_gridspec()[first.num1 : second.num2 + 1])
+        axes[1].remove()
+
+
+def save_curves(log_path, png):
+    """Draw the curves into a PNG of 1200 x 480 pixels; needs no screen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    draw_curves(log_path, figure.subplots(1, 2))
+    figure.savefig(png, dpi=120)

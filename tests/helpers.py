@@ -267,7 +267,8 @@ def context():
         return multiprocessing.get_context("spawn")
     server = multiprocessing.get_context("forkserver")
     # every optimizer imports torch._dynamo, which takes two seconds
-    server.set_forkserver_preload(["torch._dynamo", "numpy", "tiktoken", "tyro", "tqdm"])
+    server.set_forkserver_preload(["torch._dynamo", "numpy", "tiktoken", "tyro", "tqdm",
+                                   "matplotlib.backends.backend_agg", "matplotlib.figure"])
     return server
 
 
@@ -295,6 +296,8 @@ def start(script, *args, ranks=None, env=None, timeout=300):
                                                       WORLD_SIZE=str(ranks)) for r in range(ranks)]
     if "train" in str(script):  # slow imports that every run needs: once, before forking
         import torch._dynamo  # noqa: F401 (its optimizer does)
+        import matplotlib.backends.backend_agg  # noqa: F401
+        import matplotlib.figure  # noqa: F401
     args, script = [str(arg) for arg in args], ROOT / script
     with tempfile.TemporaryDirectory() as folder:
         files = [(f"{folder}/{i}.out", f"{folder}/{i}.err") for i in range(len(environments))]
