@@ -12,7 +12,7 @@ import contextlib
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,7 +33,7 @@ from nanogpt.ranks import (
 from nanogpt.report import Log, report_evaluation, save_curves
 from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
-from nanogpt.weights import TRANSPOSED, check_names, read_pretrained
+from nanogpt.weights import TRANSPOSED, check_names, read_pretrained, write_pretrained
 
 
 # the network
@@ -209,6 +209,13 @@ class GPT(nn.Module):
         for k in sd:
             # (in, out) there, for a Conv1D; (out, in) here, for nn.Linear
             sd[k].copy_(tensors[k].t() if k.endswith(TRANSPOSED) else tensors[k])
+
+    def save_pretrained(self, folder, state_dict=None):
+        """Write config.json and model.safetensors, which GPT2LMHeadModel.from_pretrained opens.
+
+        state_dict: weights to write instead of the current ones.
+        """
+        write_pretrained(folder, asdict(self.config), state_dict or self.state_dict())
 
 
 # configuration

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from pathlib import Path
 
 from nanogpt.common import UserError
@@ -21,6 +22,26 @@ def whole(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_file(tensors, path, metadata=None):
+    """safetensors' save_file, but the file may be read by whom the umask says, and a full disk
+    raises OSError, as everywhere else."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file as save
+
+    path = Path(path)
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save(tensors, path, metadata)
+    except SafetensorError as error:
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            number = int(number[1])
+            raise OSError(number, os.strerror(number), str(path), number) from None
+        raise OSError(f"{path}: {error}") from None
+    if path.stat().st_mode != mode:  # 0600, so that nobody else of the group could read it
+        path.chmod(mode & 0o777)
 
 
 def check_writable(folder):

@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from nanogpt.common import UserError, hub_file, hub_offline, needs_network
+from nanogpt.disk import save_file, whole
 
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # their names on the hub
 # Matrices that the checkpoints store transposed, for a Conv1D.
@@ -71,6 +72,27 @@ def read_sizes(path):
     """GPTConfig's fields, from a config.json of transformers."""
     config = json.loads(Path(path).read_text(encoding="utf-8"))
     return {ours: config[theirs] for ours, theirs in SIZES.items()}
+
+
+def write_pretrained(folder, sizes, state_dict):
+    """Write config.json and model.safetensors, which transformers' GPT2LMHeadModel opens.
+
+    sizes: GPTConfig's fields. state_dict: the weights under our names, which are also theirs.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: (v.t() if k.endswith(TRANSPOSED) else v).contiguous().cpu()
+             for k, v in state_dict.items() if k != "lm_head.weight"}  # tied to wte
+    with whole(folder / "model.safetensors") as path:
+        save_file(state, path, metadata={"format": "pt"})
+    config = {theirs: sizes[ours] for ours, theirs in SIZES.items()} | dict(
+        architectures=["GPT2LMHeadModel"], model_type="gpt2", dtype="float32",
+        n_ctx=sizes["block_size"], n_inner=None, activation_function="gelu_new",
+        layer_norm_epsilon=1e-5, tie_word_embeddings=True,
+        bos_token_id=sizes["vocab_size"] - 1, eos_token_id=sizes["vocab_size"] - 1,
+        attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)  # trained without dropout
+    with whole(folder / "config.json") as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_model(name_or_folder, device):
