@@ -26,11 +26,11 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
 import hellaswag
-from nanogpt.disk import check_writable
+from nanogpt.checkpoints import RunFolder
 from nanogpt.ranks import (
     Ranks, autocast, compile_model, find_device, init_ranks, one_rank_first, sum_over_ranks,
 )
-from nanogpt.report import Log, report_evaluation, save_curves
+from nanogpt.report import report_evaluation, save_curves
 from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained, write_pretrained
@@ -248,6 +248,7 @@ class TrainConfig:
     prompt: str = "Hello, I'm a language model,"  # the samples continue it
     sample_tokens: int = 32  # new tokens in each of the four samples; 0: no samples
     temperature: float = 1.0  # of the samples; lower is less random, 0 takes the likeliest token
+    checkpoint_every: int = 5000  # steps between checkpoints; also at the end
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """of matrix products; auto: bfloat16 on GPUs that have it, else float16; float32 on a CPU"""
@@ -511,15 +512,19 @@ def prepare_training(config, net, stream, ranks):
                     count_steps(config, stream))
 
 
-def training_loop(config, t, exam, log):
-    """Train `t` to its last step, and evaluate it now and then."""
+def training_loop(config, t, exam, folder):
+    """Train `t` to its last step; evaluate it and save it now and then."""
     while True:  # t.step updates have been made
         last_step = t.step >= t.max_steps
 
         # ---- once in a while: how good is it?
         if t.step % config.eval_every == 0 or last_step:
             found = evaluate(config, t, exam)
-            report_evaluation(t.step, found, log)
+            report_evaluation(t.step, found, folder.log)
+
+        # ---- once in a while: save
+        if last_step or t.step and t.step % config.checkpoint_every == 0:
+            folder.save(t)
         if last_step:
             break
 
@@ -528,7 +533,7 @@ def training_loop(config, t, exam, log):
         lr = get_lr(t.step, config.max_lr, config.final_lr, config.warmup_steps, t.max_steps)
         loss, norm = train_step(t, lr)
         dt = time.perf_counter() - t0
-        log.value(t.step, "train", loss)
+        folder.log.value(t.step, "train", loss)
         if t.ranks.master_process:
             print(f"step {t.step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
                   f"dt {1000 * dt:.0f} ms | {config.total_batch_size / dt:,.0f} tok/sec")
@@ -549,20 +554,18 @@ def main():
                             config.n_embd))
         encoded = hellaswag.load_run(config, enc, net.config.block_size, val)
     exam = Exam(val, enc, encoded)
-    if ranks.master_process:
-        check_writable(config.out_dir)
-    log = Log(Path(config.out_dir) / "log.txt", ranks.master_process)
+    folder = RunFolder(config, ranks)
     t = prepare_training(config, net, train, ranks)
-    log.begin(config, t)
+    folder.log.begin(config, t)
     if ranks.master_process:
         print(f"device {ranks.device}, {ranks.dtype} products, {net.num_params():,} parameters, "
               f"{ranks.ddp_world_size} ranks x {grad_accum_steps} micro-steps, "
               f"{train.n_tokens:,} training and {val.n_tokens:,} validation tokens")
         print(f"{t.max_steps:,} steps = "
               f"{t.max_steps * config.total_batch_size / train.n_tokens:.2f} epochs")
-    training_loop(config, t, exam, log)
+    training_loop(config, t, exam, folder)
     if ranks.master_process:
-        save_curves(log.path, Path(config.out_dir) / "curves.png")
+        save_curves(folder.log.path, Path(config.out_dir) / "curves.png")
     if ranks.ddp:
         dist.barrier()  # the master has saved: torchrun ends everyone when one process ends badly
         del t  # DDP holds on to the process group

@@ -2,26 +2,71 @@
 
 import contextlib
 import errno
+import functools
+import itertools
 import os
 import re
+import shutil
 from pathlib import Path
 
 from nanogpt.common import UserError
 
 
 @contextlib.contextmanager
-def whole(path):
+def whole(path, ours=None):
     """Yield a temporary path in the same folder; rename it to `path` if the block raises nothing.
 
-    Whatever stops the program, a file with the final name is complete.
+    Whatever stops the program, a file or folder with the final name is complete.
+
+    A folder that is replaced is deleted, with `ours` by discard(). No file ever replaces a folder.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
+    clear = functools.partial(discard, ours=ours) if ours else remove
+    clear(temporary)
     try:
         yield temporary
+        if temporary.is_dir() and os.path.lexists(path):  # it cannot be replaced directly
+            clear(old)
+            os.replace(path, old)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        clear(temporary)
+    clear(old)
+
+
+def remove(path):
+    """Delete a file or a folder, if there is one. Of a link, only the link: its target stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def discard(path, ours):
+    """Delete a folder's files whose names match `ours`, and the folder if it is empty then. If not,
+    it becomes leftover_N. A link's target stays. An error is printed and ends nothing."""
+    try:
+        if path.is_symlink() or not path.exists():
+            return path.unlink(missing_ok=True)
+        parts = sorted(path.iterdir()) if path.is_dir() else [path]
+        known = [part for part in parts if ours.fullmatch(part.name) and not part.is_dir()]
+        for part in known:
+            part.unlink()
+        if known == parts:
+            return path.rmdir()
+        aside = unused(path.parent, "leftover")
+        os.replace(path, aside)
+        name = path.name[1:].rpartition(".")[0]
+        print(f"{name} also held files that are not ours: they are in {aside}")
+    except OSError as error:
+        print(f"cannot delete {path} ({error.strerror})")
+
+
+def unused(folder, name):
+    """The first of name_1, name_2 ... that nothing in the folder has."""
+    names = (Path(folder, f"{name}_{number}") for number in itertools.count(1))
+    return next(path for path in names if not os.path.lexists(path))
 
 
 def save_file(tensors, path, metadata=None):
@@ -51,8 +96,9 @@ def check_writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable.{os.getpid()}"
         with whole(probe) as path:
-            path.write_bytes(b"x")
-        probe.unlink()
+            path.mkdir()
+            (path / "file").write_bytes(b"x")
+        remove(probe)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)

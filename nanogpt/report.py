@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from nanogpt.common import UserError
+from nanogpt.disk import whole
 from nanogpt.tokenizer import tokenizer_name
 
 
@@ -125,4 +126,5 @@ def save_curves(log_path, png):
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     draw_curves(log_path, figure.subplots(1, 2))
-    figure.savefig(png, dpi=120)
+    with whole(png) as path:
+        figure.savefig(path, format="png", dpi=120)
