@@ -1,12 +1,14 @@
 """A network's weights in transformers' layout, from the hub or a folder, and into one."""
 
+import inspect
 import json
 import os
+import re
 from pathlib import Path
 
 from safetensors.torch import load_file
 
-from nanogpt.common import UserError, hub_file, hub_offline, needs_network
+from nanogpt.common import UserError, hub_file, needs_network
 from nanogpt.disk import save_file, whole
 
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # their names on the hub
@@ -31,13 +33,36 @@ def read_pretrained(name_or_folder):
     with needs_network(f"the weights of {name}", "name a folder with GPT-2's config.json and "
                        "model.safetensors, both whole"):
         get, place = (Path, name) if local else (hub_file, f"openai-community/{name}")
-        config, weights = (get(place, file) for file in ("config.json", "model.safetensors"))
-        return read_sizes(config), load_file(weights)
+        return read_sizes(get(place, "config.json")), load_tensors(get, place)
+
+
+def load_tensors(get, place):
+    """All tensors by their names in model.safetensors, or in the files of a large one's index."""
+    files, tensors = ["model.safetensors"], {}
+    index = Path(place, "model.safetensors.index.json")
+    if index.exists() and not Path(place, *files).exists():
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    for file in files:
+        if not re.fullmatch(r"[\w.-]+\.safetensors", file):  # it must not lead out of the folder
+            raise UserError(f"{index} lists {file}: name a folder with all its files in it")
+        for name, t in load_file(get(place, file)).items():
+            if name in tensors:
+                raise UserError(f"{place} holds {name} twice: keep one of the two files")
+            if name.endswith("weight") and not t.is_floating_point():
+                raise UserError(f"{place}: {name} holds {t.dtype}: name weights in float32")
+            tensors[name] = t
+    return tensors
+
+
+# GPT-2's architecture: a config.json that says otherwise describes another network.
+GPT2_IS = dict(
+    model_type="gpt2", activation_function="gelu_new", layer_norm_epsilon=1e-5, n_inner=None,
+    tie_word_embeddings=True, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
 
 
 def check_names(tensors, weights, source):
     """The tensors under our names, each used once. Raises UserError if one is missing, unknown,
-    misshapen or there twice.
+    misshapen, there twice, or not finite.
 
     The files on the hub name the modules without "transformer.", leave out the shared matrix, and
     hold the causal masks (attn.bias, attn.masked_bias), which are not weights.
@@ -55,6 +80,9 @@ def check_names(tensors, weights, source):
         if t.shape != asked:
             raise UserError(f"{source}: {name} has the shape {tuple(t.shape)}, and its config.json "
                             f"asks for {tuple(asked)}")
+        if not t.is_floating_point() or not t.float().isfinite().all():
+            raise UserError(f"{source}: {name} ({t.dtype}) has values that are not finite numbers "
+                            "in floating point: take other weights")
         ours[k] = t
     # the shared matrix may be stored under one of its names, or under both
     wte = ours.get("transformer.wte.weight", ours.get("lm_head.weight"))
@@ -69,9 +97,25 @@ def check_names(tensors, weights, source):
 
 
 def read_sizes(path):
-    """GPTConfig's fields, from a config.json of transformers."""
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
-    return {ours: config[theirs] for ours, theirs in SIZES.items()}
+    """GPTConfig's fields from a config.json of transformers; a missing one keeps its default.
+
+    Nothing else is taken from the file. Raises UserError if it is missing, broken, or describes a
+    network that computes something other than GPT-2.
+    """
+    try:
+        config = {"model_type": None, **json.loads(Path(path).read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not a GPT-2's config.json ({type(error).__name__}): name a "
+                        "folder that save_pretrained wrote") from None
+    for key, value in GPT2_IS.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{path} says {key} = {config[key]}, and the network here has {value}: "
+                            "name a GPT-2")
+    sizes = {ours: config[theirs] for ours, theirs in SIZES.items() if theirs in config}
+    for key, value in sizes.items():
+        if type(value) is not int or not 1 <= value <= (1000 if key == "n_layer" else 10**6):
+            raise UserError(f"{path} says {SIZES[key]} = {value!r}: name a GPT-2")
+    return sizes
 
 
 def write_pretrained(folder, sizes, state_dict):
@@ -97,17 +141,39 @@ def write_pretrained(folder, sizes, state_dict):
 
 def load_model(name_or_folder, device):
     """Any causal language model of transformers, from safetensors, in fp32, in evaluation mode."""
-    from transformers import AutoModelForCausalLM, logging
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, logging
+
     logging.set_verbosity_error()
-    if is_folder := Path(name_or_folder).is_dir():
-        logging.disable_progress_bar()  # a download deserves its bar
-    offline = is_folder or hub_offline(name_or_folder)
+    get, place = Path if os.path.isdir(name_or_folder) else hub_file, str(name_or_folder)
     with needs_network(f"the model {name_or_folder}",
                        "name gpt2 (online), or a folder with config.json and model.safetensors"):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            name_or_folder, local_files_only=offline, use_safetensors=True, dtype="float32",
-            trust_remote_code=False, output_loading_info=True)
+        config, tensors = read_config(get(place, "config.json")), load_tensors(get, place)
+        logging.disable_progress_bar()  # now that all is downloaded
+        model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            None, config=config, state_dict=tensors, dtype="float32", output_loading_info=True,
+            ignore_mismatched_sizes=True)  # they are refused by name here
+    for name in sorted(info["unexpected_keys"] | {name for name, *_ in info["mismatched_keys"]}):
+        raise UserError(f"{place}: {name} does not fit its config.json: take other weights")
     if absent := sorted(info["missing_keys"]):  # transformers went on with random numbers there
         raise UserError(f"{name_or_folder} lacks weights of its config.json, {absent[0]} for one: "
                         "name a folder that holds them all")
     return model.to(device).eval()
+
+
+def read_config(path):
+    """transformers' config with the settings of its kind of network, from a config.json. It may be
+    a stranger's, so nothing is taken that could name code, kernels, or files. Raises UserError."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+
+    asked = json.loads(Path(path).read_text(encoding="utf-8"))
+    kind = CONFIG_MAPPING[asked["model_type"]] if asked["model_type"] in CONFIG_MAPPING else None
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{path} says model_type = {asked['model_type']!r}: name a language model")
+    known, of_all = (inspect.signature(c).parameters.keys() for c in (kind, PreTrainedConfig))
+    known = (known - of_all) | kind.attribute_map.keys() | {
+        "rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base", "partial_rotary_factor"}
+    for key, value in asked.items():
+        plain = re.fullmatch(r'[\w\s"{}\[\]:,.+-]*', json.dumps(value))
+        if value and key.endswith("_config") or key in known and not plain:
+            raise UserError(f"{path} says {key} = {str(value)[:40]}: name a model without it")
+    return kind(**{key: value for key, value in asked.items() if key in known})

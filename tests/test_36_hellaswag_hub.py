@@ -7,7 +7,6 @@ import pytest
 from helpers import four_endings, offline, refusal
 
 import hellaswag
-from nanogpt.common import UserError
 
 
 @pytest.fixture
@@ -61,24 +60,3 @@ def test_neither_network_nor_cache_is_one_line(tmp_path, monkeypatch, capsys):
     offline(monkeypatch, tmp_path / "empty")
     said = refusal(hellaswag.main, "--device", "cpu", monkeypatch=monkeypatch, capsys=capsys)
     assert "cannot get Rowan/hellaswag" in said and "go online once" in said
-
-
-@pytest.mark.parametrize("here", [False, True])
-def test_only_the_hub_is_asked_whether_it_answers(here, tmp_path, monkeypatch):
-    """A folder needs no network; a name is looked up in the cache alone when there is none."""
-    import transformers
-
-    probed, asked = [], []
-
-    class Model:
-        def from_pretrained(name, **asked_for):
-            asked.append(asked_for["local_files_only"])
-            raise OSError("no such model")
-
-    monkeypatch.setattr(transformers, "AutoModelForCausalLM", Model)
-    monkeypatch.setattr("nanogpt.weights.hub_offline",
-                        lambda name: probed.append(name) or True)
-    name = str(tmp_path) if here else "gpt2"
-    with pytest.raises(UserError, match="cannot get the model"):
-        hellaswag.load_model(name, "cpu")
-    assert asked == [True] and probed == ([] if here else ["gpt2"])
