@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nanogpt.ranks import find_device
-from nanogpt.tokenizer import get_tokenizer, tokenizer_name
+from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import load_model
 
 HUB = "Rowan/hellaswag"
@@ -277,6 +277,10 @@ def main():
     device = find_device(config.device)
     examples = load_examples(config.data, config.limit)
     model = load_model(config.model, device)
+    for ids in TOKENIZERS.values():  # some pad GPT-2's vocabulary for speed
+        if model.config.model_type == "gpt2" and 0 < (more := model.config.vocab_size - ids) < 128:
+            print(f"{config.model}: left out {more} of {ids + more} ids, which no token has")
+            model.resize_token_embeddings(ids)
     enc = get_tokenizer(tokenizer_name(model.config.vocab_size))
     encoded = encode(examples, enc, getattr(model.config, "max_position_embeddings", None) or 1024)
 

@@ -12,7 +12,7 @@ import contextlib
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -190,13 +190,14 @@ class GPT(nn.Module):
         return idx
 
     @classmethod
-    def from_pretrained(cls, name_or_folder):
+    def from_pretrained(cls, name_or_folder, vocab_size=None, verbose=False):
         """GPT-2's weights, from the hub by name or from a folder in transformers' layout.
 
         name_or_folder: gpt2 (124M), gpt2-medium (350M), gpt2-large (774M), gpt2-xl (1558M), or a
         folder with config.json and model.safetensors. Raises UserError for anything else.
+        vocab_size: leave out padding, up to 127 rows past it; verbose: and say so.
         """
-        sizes, tensors = read_pretrained(name_or_folder)
+        sizes, tensors = read_pretrained(name_or_folder, vocab_size, verbose)
         model = cls(GPTConfig(**sizes))
         model.load_transformers_state(tensors, name_or_folder)
         return model
@@ -227,12 +228,13 @@ class TrainConfig:
 
     data: str = "edu_fineweb10B"  # a folder of shards, or pydoc: the manual included with Python
     out_dir: str = "log/gpt2-124M"  # folder for the log, the curves and the checkpoints
+    init_from: str = ""  # start from these weights: gpt2 ... gpt2-xl, or a folder; sets the sizes
     n_layer: int = 12  # blocks
     n_head: int = 12  # attention heads per block
     n_embd: int = 768  # channels
     vocab_size: int = TOKENIZERS["gpt2"]  # 50257: GPT-2's tokenizer; 257: bytes
     B: int = 64  # micro-batch: sequences per process at a time; halve it if memory runs out
-    T: int = 1024  # tokens per sequence, and number of position embeddings
+    T: int = 1024  # tokens per sequence; without --init-from also the number of positions
     total_batch_size: int = 2**19  # tokens per optimizer step, over all ranks and micro-steps
     max_steps: int | None = None  # optimizer steps; None: one epoch
     max_lr: float = 6e-4  # learning rate after warm-up
@@ -494,6 +496,22 @@ def evaluate(config, t, exam):
 # main
 
 
+def init_model(config, verbose=False):
+    """The network on the CPU: random, or from --init-from. Raises UserError if it does not fit."""
+    if not config.init_from:
+        return GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
+                             config.n_embd))
+    model = GPT.from_pretrained(config.init_from, config.vocab_size, verbose)
+    if model.config.vocab_size != config.vocab_size:
+        raise UserError(f"--init-from {config.init_from} has {model.config.vocab_size} ids, the "
+                        f"run {config.vocab_size}: choose other weights, or --vocab-size "
+                        f"{model.config.vocab_size} and data to match")
+    if model.config.block_size < config.T:
+        raise UserError(f"--T {config.T} is longer than the {model.config.block_size} positions "
+                        f"of {config.init_from}: choose --T {model.config.block_size} or less")
+    return model
+
+
 def prepare_training(config, net, stream, ranks):
     """A Training of `net` on the stream's tokens."""
     device = ranks.device
@@ -550,9 +568,11 @@ def main():
     torch.manual_seed(config.seed)
     with one_rank_first(ranks):
         enc = get_tokenizer(tokenizer_name(config.vocab_size))
-        net = GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
-                            config.n_embd))
+        net = init_model(config, ranks.master_process)
         encoded = hellaswag.load_run(config, enc, net.config.block_size, val)
+    if config.init_from:  # the log must have the network's real sizes
+        config = replace(config, n_layer=net.config.n_layer, n_head=net.config.n_head,
+                         n_embd=net.config.n_embd)
     exam = Exam(val, enc, encoded)
     folder = RunFolder(config, ranks)
     t = prepare_training(config, net, train, ranks)

@@ -19,11 +19,12 @@ SIZES = dict(block_size="n_positions", vocab_size="vocab_size", n_layer="n_layer
              n_embd="n_embd")
 
 
-def read_pretrained(name_or_folder):
+def read_pretrained(name_or_folder, vocab_size=None, verbose=False):
     """A published GPT-2: its sizes as GPTConfig names them, and its tensors by transformers' names.
 
     name_or_folder: one of PRETRAINED, or a folder with config.json and model.safetensors. No other
-    file is opened: pickled weights could run code. Raises UserError.
+    file is opened: pickled weights could run code. vocab_size: leave out up to 127 rows past it,
+    which others add for speed; verbose: say so. Raises UserError.
     """
     name = str(name_or_folder)
     local = os.path.isdir(name)
@@ -33,7 +34,15 @@ def read_pretrained(name_or_folder):
     with needs_network(f"the weights of {name}", "name a folder with GPT-2's config.json and "
                        "model.safetensors, both whole"):
         get, place = (Path, name) if local else (hub_file, f"openai-community/{name}")
-        return read_sizes(get(place, "config.json")), load_tensors(get, place)
+        sizes, tensors = read_sizes(get(place, "config.json")), load_tensors(get, place)
+    n_rows = sizes.get("vocab_size", 0)
+    if vocab_size and vocab_size < n_rows < vocab_size + 128:
+        sizes["vocab_size"] = vocab_size
+        tensors |= {k: t[:vocab_size] for k, t in tensors.items()
+                    if k.endswith(("wte.weight", "lm_head.weight")) and len(t) == n_rows}
+        if verbose:
+            print(f"{name}: left out {n_rows - vocab_size} of {n_rows} ids, which no token has")
+    return sizes, tensors
 
 
 def load_tensors(get, place):
