@@ -287,6 +287,17 @@ def parse_args(args):
 
 def check_config(config, ddp_world_size):
     """Raises UserError for settings that no run can have. Returns grad_accum_steps."""
+    at_least = dict(n_layer=1, n_head=1, n_embd=1, B=1, T=1, total_batch_size=1, max_steps=1,
+                    warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
+                    hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1)
+    for name, least in at_least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+    if not 0 <= config.final_lr <= config.max_lr < math.inf:
+        raise UserError(f"--min-lr {config.min_lr}, --max-lr {config.max_lr}: give 0 <= min <= max")
+    if config.seed >= 2**63:
+        raise UserError(f"--seed {config.seed}: give less than 2**63")
     at_once = config.B * config.T * ddp_world_size
     if config.total_batch_size % at_once:
         nearest = max(1, round(config.total_batch_size / at_once)) * at_once

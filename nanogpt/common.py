@@ -1,10 +1,11 @@
 """What all programs share: one-line errors, flags, whole files, the hub."""
 
-from nanogpt import terminal  # first: Ctrl-C ends in silence from here on
+from nanogpt import __version__, terminal  # first: Ctrl-C ends in silence from here on
 
 import contextlib
 import logging
 import os
+import platform
 import re
 import sys
 
@@ -29,12 +30,33 @@ def run(main):
         sys.exit(2)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; MPS and the CPU raise it plainly
         if not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
+            say_where_to_report(error)
             raise
         print("error: out of memory: halve --B (the result stays the same), or choose a smaller "
               "--T or network", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        say_where_to_report(error)
+        raise
+
+
+def say_where_to_report(error):
+    """Have the traceback of a mistake in the program end with what to do about it."""
+    if hasattr(error, "add_note"):  # since Python 3.11
+        error.add_note("This is a bug: please report it as an issue, with the command, these lines "
+                       "and what --version prints.")
+
+
+def versions():
+    """What a report needs: the versions of the lecture, Python, torch and the system; devices."""
+    import torch
+
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    devices = ", ".join(cards) or f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+    return (f"lecture {__version__}, Python {platform.python_version()}, torch "
+            f"{torch.__version__}, {platform.platform()}, {devices}")
 
 
 def parse(config, args, prog, description):
@@ -44,6 +66,9 @@ def parse(config, args, prog, description):
     `--compile` and `--no-compile` are short for `--compile=True` and `--compile=False`: to tyro, a
     field that may also be None (decide by the device) is not a plain on/off flag.
     """
+    if "--version" in args:
+        print(versions())
+        sys.exit()
     short = {"--compile": "--compile=True", "--no-compile": "--compile=False"}
     return tyro.cli(type(config), default=config, prog=prog, description=description,
                     args=[short.get(arg, arg) for arg in args])
