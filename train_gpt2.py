@@ -1,12 +1,17 @@
 """GPT-2 (124M), reproduced from an empty file: the network, its training, its evaluation.
 
+    python train_gpt2.py laptop                 # nothing to download, no GPU, about three minutes
+    python train_gpt2.py                        # one GPU, on the shards that fineweb.py made
+    torchrun --standalone --nproc_per_node=8 train_gpt2.py                            # eight GPUs
+
+The first word after the name is a preset; flags change single settings; `--help` lists them all.
 GPT-2's network, without its dropout: learned positions, pre-norm blocks, tanh GELU, biases in every
 block, and tied embeddings: one matrix both reads and writes tokens.
 Read from top to bottom: network, configuration, data, optimizer, training step, evaluation, main.
 """
 
 # imported first, so that Ctrl-C ends the program without a traceback from here on
-from nanogpt.common import UserError, parse, run
+from nanogpt.common import PLAIN, UserError, did_you_mean, parse, run
 
 import contextlib
 import math
@@ -27,9 +32,7 @@ from tqdm import tqdm
 
 import hellaswag
 from nanogpt.checkpoints import RunFolder
-from nanogpt.ranks import (
-    Ranks, autocast, compile_model, find_device, init_ranks, one_rank_first, sum_over_ranks,
-)
+from nanogpt.ranks import Ranks, autocast, compile_model, init_ranks, one_rank_first, sum_over_ranks
 from nanogpt.report import report_evaluation, save_curves
 from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
@@ -219,7 +222,7 @@ class GPT(nn.Module):
         write_pretrained(folder, asdict(self.config), state_dict or self.state_dict())
 
 
-# configuration
+# configuration and presets
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,7 @@ class TrainConfig:
     hellaswag: str = hellaswag.HUB
     """the hub's dataset, a .jsonl file, "heldout" (endings cut from validation text) or "none" """
     hellaswag_limit: int | None = None  # score the first N examples; None: all (heldout: 1,000)
-    prompt: str = "Hello, I'm a language model,"  # the samples continue it
+    prompt: Annotated[str, PLAIN] = "Hello, I'm a language model,"  # the samples continue it
     sample_tokens: int = 32  # new tokens in each of the four samples; 0: no samples
     temperature: float = 1.0  # of the samples; lower is less random, 0 takes the likeliest token
     checkpoint_every: int = 5000  # steps between checkpoints; also at the end
@@ -263,26 +266,38 @@ class TrainConfig:
         return 0.1 * self.max_lr if self.min_lr is None else self.min_lr
 
 
-# The video's settings need a GPU; the laptop's small network of bytes trains on any CPU.
+# Sizes: GPT-2 paper, table 2. Learning rates and batches: GPT-3 paper, table 2.1, by nearest size.
+# B: the video's 64 fits 80 GB of memory; elsewhere B x T x n_layer x n_embd is no larger.
 PRESETS = {
     "gpt2-124M": TrainConfig(),
+    "gpt2-350M": TrainConfig(n_layer=24, n_head=16, n_embd=1024, max_lr=3e-4, B=16),
+    "gpt2-774M": TrainConfig(n_layer=36, n_head=20, n_embd=1280, max_lr=2.5e-4, B=8),
+    "gpt2-1558M": TrainConfig(n_layer=48, n_head=25, n_embd=1600, max_lr=2e-4, B=4,
+                              total_batch_size=2**20, warmup_steps=358),
+    "gpt3-125M": TrainConfig(T=2048, B=32),
     "laptop": TrainConfig(
         data="pydoc",
         n_layer=2, n_head=4, n_embd=128, vocab_size=TOKENIZERS["bytes"],
         B=16, T=128, total_batch_size=16 * 128,
-        max_lr=5e-3, min_lr=0.0, warmup_steps=50,
+        max_steps=3000, max_lr=5e-3, min_lr=0.0, warmup_steps=50,
         weight_decay=0.3,
         prompt="The ", sample_tokens=160, temperature=0.8,
         hellaswag="heldout", hellaswag_limit=500,
+        eval_every=500,
     ),
 }
+PRESETS = {name: replace(preset, out_dir=f"log/{name}") for name, preset in PRESETS.items()}
 
 
 def parse_args(args):
-    """[--flag value ...] -> TrainConfig. A bad flag ends the program with status 2."""
-    name = "laptop" if find_device().type == "cpu" else "gpt2-124M"
-    about = f"{__doc__}\nThe defaults below are {name}'s, chosen by this machine's device."
-    return parse(PRESETS[name], args, "train_gpt2.py", about)
+    """[PRESET] [--flag value ...] -> TrainConfig. Raises UserError for an unknown preset."""
+    args = list(args)
+    name = args.pop(0) if args and not args[0].startswith("-") else "gpt2-124M"
+    if name not in PRESETS:
+        raise UserError(f"no preset {name}{did_you_mean(name, PRESETS)}: choose one of "
+                        f"{', '.join(PRESETS)}")
+    about = f"{__doc__}\nPresets: {', '.join(PRESETS)}. The defaults below are {name}'s."
+    return parse(PRESETS[name], args, f"train_gpt2.py {name}", about)
 
 
 def check_config(config, ddp_world_size):

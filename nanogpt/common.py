@@ -3,10 +3,12 @@
 from nanogpt import __version__, terminal  # first: Ctrl-C ends in silence from here on
 
 import contextlib
+import difflib
 import logging
 import os
 import platform
 import re
+import shlex
 import sys
 
 import tyro
@@ -72,6 +74,16 @@ def parse(config, args, prog, description):
     short = {"--compile": "--compile=True", "--no-compile": "--compile=False"}
     return tyro.cli(type(config), default=config, prog=prog, description=description,
                     args=[short.get(arg, arg) for arg in args])
+
+
+# for a text whose default --help shows as it is, and not as a shell would have to quote it
+PLAIN = tyro.conf.arg(help_behavior_hint=lambda s: f"(default: {' '.join(shlex.split(s))})")
+
+
+def did_you_mean(word, words):
+    """" (did you mean WORD?)", with the one of `words` that is most like `word`, or ""."""
+    found = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 @contextlib.contextmanager

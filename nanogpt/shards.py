@@ -44,7 +44,7 @@ def find_shards(folder):
 
     Names end in _train_000001.npy, _val_000000.npy. Raises UserError if a kind is missing.
     """
-    way_out = 'run "python fineweb.py", or try "--data pydoc --vocab-size 257"'
+    way_out = 'run "python fineweb.py", or try "python train_gpt2.py laptop"'
     shards = {"train": [], "val": []}
     for path in sorted(Path(folder).glob("*")):
         if match := re.search(r"_(train|val)(_\d+)?\.npy$", path.name):
@@ -129,7 +129,7 @@ def load_data(config):
     tokenizer = tokenizer_name(config.vocab_size)
     if config.data == "pydoc":
         if tokenizer != "bytes":
-            raise UserError("--data pydoc is bytes: use --vocab-size 257")
+            raise UserError('--data pydoc is bytes: use the preset "laptop", or --vocab-size 257')
         train, val = python_manual(config.T)
     else:
         train, val = find_shards(config.data)

@@ -34,7 +34,7 @@ def get_tokenizer(name):
         return tiktoken.Encoding("bytes", pat_str="(?s:.)", mergeable_ranks=ranks,
                                  special_tokens=special)
     with needs_network("GPT-2's vocabulary", "go online once, set TIKTOKEN_CACHE_DIR to a folder "
-                       "that holds it, or take bytes: a vocabulary of 257 ids"):
+                       "that holds it, or run the byte-level preset: train_gpt2.py laptop"):
         return tiktoken.get_encoding(name)
 
 
