@@ -33,7 +33,7 @@ from tqdm import tqdm
 import hellaswag
 from nanogpt.checkpoints import RunFolder
 from nanogpt.ranks import Ranks, autocast, compile_model, init_ranks, one_rank_first, sum_over_ranks
-from nanogpt.report import report_evaluation, save_curves
+from nanogpt.report import describe, print_ending, print_table, report_evaluation, save_curves
 from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained, write_pretrained
@@ -389,6 +389,7 @@ class Training:
     grad_accum_steps: int
     ranks: Ranks
     max_steps: int = 0
+    compiled: nn.Module | None = None  # net, compiled; None if it is not
     step: int = 0  # updates made
 
 
@@ -546,6 +547,7 @@ def prepare_training(config, net, stream, ranks):
         net.vocab_multiple = 64
     net.to(device)
     model = compile_model(net, device, config.compile, ranks.master_process)
+    compiled = None if model is net else model
     if ranks.ddp:
         model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None)
     optimizer = configure_optimizer(net, config.weight_decay, config.max_lr)
@@ -553,7 +555,7 @@ def prepare_training(config, net, stream, ranks):
     loader = DataLoader(stream, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size)
     grad_accum_steps = check_config(config, ranks.ddp_world_size)
     return Training(net, model, optimizer, scaler, loader, grad_accum_steps, ranks,
-                    count_steps(config, stream))
+                    count_steps(config, stream), compiled)
 
 
 def training_loop(config, t, exam, folder):
@@ -587,7 +589,7 @@ def training_loop(config, t, exam, folder):
 def main():
     config = parse_args(sys.argv[1:])
     ranks = init_ranks(config.device, config.dtype)
-    grad_accum_steps = check_config(config, ranks.ddp_world_size)
+    check_config(config, ranks.ddp_world_size)
 
     # every bad setting and every bad file is found here, before anything is written
     train, val = load_data(config)
@@ -604,14 +606,11 @@ def main():
     t = prepare_training(config, net, train, ranks)
     folder.log.begin(config, t)
     if ranks.master_process:
-        print(f"device {ranks.device}, {ranks.dtype} products, {net.num_params():,} parameters, "
-              f"{ranks.ddp_world_size} ranks x {grad_accum_steps} micro-steps, "
-              f"{train.n_tokens:,} training and {val.n_tokens:,} validation tokens")
-        print(f"{t.max_steps:,} steps = "
-              f"{t.max_steps * config.total_batch_size / train.n_tokens:.2f} epochs")
+        print_table(describe(config, t, exam))
     training_loop(config, t, exam, folder)
     if ranks.master_process:
         save_curves(folder.log.path, Path(config.out_dir) / "curves.png")
+        print_ending(config, folder.newest)
     if ranks.ddp:
         dist.barrier()  # the master has saved: torchrun ends everyone when one process ends badly
         del t  # DDP holds on to the process group

@@ -42,9 +42,11 @@ class RunFolder:
         if ranks.master_process:
             check_writable(config.out_dir)
         self.log = Log(Path(config.out_dir) / "log.txt", ranks.master_process)
+        self.newest = None  # folder of the last checkpoint
 
     def save(self, t):
         """Write a checkpoint of the Training `t`, from the master process."""
         folder = Path(self.config.out_dir) / f"checkpoint_{t.step:06d}"
         if self.ranks.master_process:
             save_checkpoint(folder, t, self.config)
+        self.newest = folder

@@ -10,7 +10,8 @@ import torch
 
 from nanogpt.common import UserError
 from nanogpt.disk import whole
-from nanogpt.tokenizer import tokenizer_name
+from nanogpt.shards import validation_rows
+from nanogpt.tokenizer import TOKENIZERS, tokenizer_name
 
 
 def report_evaluation(step, found, log):
@@ -128,3 +129,53 @@ def save_curves(log_path, png):
     draw_curves(log_path, figure.subplots(1, 2))
     with whole(png) as path:
         figure.savefig(path, format="png", dpi=120)
+
+
+def describe(config, t, exam):
+    """What the run found and will do, as (name, text) rows."""
+    c, ranks, train = t.net.config, t.ranks, t.loader.stream
+    device, dtype = ranks.device, ranks.dtype
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type == "cpu":
+        card += f", {torch.get_num_threads()} threads"
+    total, missing = config.total_batch_size, -c.vocab_size % t.net.vocab_multiple
+    n_val = validation_rows(exam.val, config.val_tokens, config.T) * config.T
+    n_examples = len(exam.encoded)
+    return [
+        ("device", f"{card}, {ranks.ddp_world_size} process{'es' * (ranks.ddp_world_size > 1)}"),
+        ("precision", f"{str(dtype)[6:]} products"
+                      + ", loss scaled" * (dtype == torch.float16)
+                      + (", not compiled" if t.compiled is None else ", compiled")),
+        ("network", f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels: "
+                    f"{t.net.num_params():,} parameters"
+                    + f", from {config.init_from}" * bool(config.init_from)),
+        ("vocabulary", f"{tokenizer_name(c.vocab_size)}, {c.vocab_size:,} ids"
+                       + (f", computed as {c.vocab_size + missing:,}" if missing else "")),
+        ("training", f"{train.n_tokens:,} tokens in {len(train.shards)} shards of {config.data}"),
+        ("validation", f"{n_val:,} tokens every {config.eval_every} steps"),
+        ("HellaSwag", f"{n_examples:,} examples of {config.hellaswag}" if n_examples else "none"),
+        ("steps", f"{t.max_steps:,} = {t.max_steps * total / train.n_tokens:.2f} epochs, "
+                  f"{config.warmup_steps} of warm-up"
+                  + " (the run ends in it)" * (config.warmup_steps >= t.max_steps)),
+        ("batch", f"{total:,} tokens = {config.B} x {config.T} x {ranks.ddp_world_size} ranks "
+                  f"x {t.grad_accum_steps} micro-steps"),
+        ("folder", config.out_dir),
+    ]
+
+
+def print_table(rows):
+    for name, text in rows:
+        print(f"{name:10s} | {text}")
+
+
+def print_ending(config, checkpoint):
+    """Where everything is, and what to do next."""
+    score = "" if config.vocab_size != TOKENIZERS["gpt2"] else f"""
+score it         python hellaswag.py --model {checkpoint}"""
+    print(f"""
+log              {Path(config.out_dir) / "log.txt"}
+curves           {Path(config.out_dir) / "curves.png"}
+weights          {checkpoint}
+look closer      open play.ipynb
+fine-tune it     add --init-from {checkpoint} and another --out-dir{score}
+in transformers  GPT2LMHeadModel.from_pretrained("{checkpoint}")""")

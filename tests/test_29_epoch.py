@@ -21,6 +21,7 @@ def test_an_epoch_is_derived_from_the_shards_found(tmp_path, monkeypatch):
     # the schedule ends with the epoch: 2 steps of warm-up, 6 of cosine from 3e-3 down to 3e-4
     last = 3e-4 + 0.5 * (1 + math.cos(math.pi * 5 / 6)) * (3e-3 - 3e-4)
     assert float(taken[-1][1]) == pytest.approx(last, rel=5e-3)  # three digits are printed
+    assert "4,608 tokens in 2 shards" in done.stdout
 
 
 def test_too_few_training_tokens(tmp_path):
