@@ -33,7 +33,9 @@ from tqdm import tqdm
 import hellaswag
 from nanogpt.checkpoints import RunFolder
 from nanogpt.ranks import Ranks, autocast, compile_model, init_ranks, one_rank_first, sum_over_ranks
-from nanogpt.report import describe, print_ending, print_table, report_evaluation, save_curves
+from nanogpt.report import (
+    Progress, describe, print_ending, print_table, report_evaluation, save_curves,
+)
 from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained, write_pretrained
@@ -254,6 +256,7 @@ class TrainConfig:
     sample_tokens: int = 32  # new tokens in each of the four samples; 0: no samples
     temperature: float = 1.0  # of the samples; lower is less random, 0 takes the likeliest token
     checkpoint_every: int = 5000  # steps between checkpoints; also at the end
+    print_every: int = 1  # steps between printed lines; the log has every step
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """of matrix products; auto: bfloat16 on GPUs that have it, else float16; float32 on a CPU"""
@@ -283,7 +286,7 @@ PRESETS = {
         weight_decay=0.3,
         prompt="The ", sample_tokens=160, temperature=0.8,
         hellaswag="heldout", hellaswag_limit=500,
-        eval_every=500,
+        eval_every=500, print_every=50,
     ),
 }
 PRESETS = {name: replace(preset, out_dir=f"log/{name}") for name, preset in PRESETS.items()}
@@ -304,7 +307,8 @@ def check_config(config, ddp_world_size):
     """Raises UserError for settings that no run can have. Returns grad_accum_steps."""
     at_least = dict(n_layer=1, n_head=1, n_embd=1, B=1, T=1, total_batch_size=1, max_steps=1,
                     warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
-                    hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1)
+                    hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1,
+                    print_every=1)
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and not value >= least:
@@ -560,6 +564,7 @@ def prepare_training(config, net, stream, ranks):
 
 def training_loop(config, t, exam, folder):
     """Train `t` to its last step; evaluate it and save it now and then."""
+    progress = Progress(config, t)
     while True:  # t.step updates have been made
         last_step = t.step >= t.max_steps
 
@@ -580,9 +585,9 @@ def training_loop(config, t, exam, folder):
         loss, norm = train_step(t, lr)
         dt = time.perf_counter() - t0
         folder.log.value(t.step, "train", loss)
-        if t.ranks.master_process:
-            print(f"step {t.step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
-                  f"dt {1000 * dt:.0f} ms | {config.total_batch_size / dt:,.0f} tok/sec")
+        due = t.step % config.print_every == 0 or t.step == t.max_steps - 1
+        if due and t.ranks.master_process:
+            progress.print_step(t.step, loss, lr, norm, dt)
         t.step += 1
 
 

@@ -3,6 +3,8 @@
 import json
 import math
 import platform
+import re
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -131,6 +133,34 @@ def save_curves(log_path, png):
         figure.savefig(path, format="png", dpi=120)
 
 
+# Peak TFLOPS of dense bf16 (V100 and T4: fp16) matrix products, from the cards' data sheets. The
+# first of these names that occurs in the device's name counts.
+PEAK_TFLOPS = {
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312,
+    "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121, "RTX 5090": 209.5,
+    "RTX 4090": 165.2, "RTX 3090": 71, "V100": 125, "T4": 65,
+}
+
+
+def peak_flops(device, dtype):
+    """The card's peak FLOPS in 16 bits; None for an unknown card, a CPU, or fp32."""
+    if device.type != "cuda" or dtype == torch.float32:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((1e12 * peak for card, peak in PEAK_TFLOPS.items()
+                 if re.search(rf"\b{card}\b(?! (Ti|D|NVL|Laptop))", name)), None)
+
+
+def flops_per_token(model, T):
+    """Training FLOPs per token: 6 per weight (2 forward, 4 backward), 12 n_layer C T for attention.
+
+    PaLM paper, appendix B. Position embeddings do not count: they are looked up, not multiplied.
+    """
+    c = model.config
+    weights = model.num_params() - model.transformer.wpe.weight.numel()
+    return 6 * weights + 12 * c.n_layer * c.n_embd * T
+
+
 def describe(config, t, exam):
     """What the run found and will do, as (name, text) rows."""
     c, ranks, train = t.net.config, t.ranks, t.loader.stream
@@ -166,6 +196,27 @@ def describe(config, t, exam):
 def print_table(rows):
     for name, text in rows:
         print(f"{name:10s} | {text}")
+
+
+class Progress:
+    """Prints the line of a step: loss, speed, share of the card's peak (MFU), time left."""
+
+    def __init__(self, config, t):
+        self.total_batch_size, self.max_steps, self.first = (
+            config.total_batch_size, t.max_steps, t.step)
+        self.flops = (flops_per_token(t.net, config.T) * config.total_batch_size
+                      / t.ranks.ddp_world_size)
+        self.peak = peak_flops(t.ranks.device, t.ranks.dtype)
+        self.began = time.perf_counter()
+
+    def print_step(self, step, loss, lr, norm, dt):
+        """dt: seconds of the training step alone. The time left (ETA) includes evaluations."""
+        mfu = f"{self.flops / dt / self.peak:.1%}" if self.peak else "unknown"
+        seconds_a_step = (time.perf_counter() - self.began) / (step + 1 - self.first)
+        eta = int(seconds_a_step * (self.max_steps - step - 1))
+        print(f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
+              f"dt {1000 * dt:.0f} ms | {self.total_batch_size / dt:,.0f} tok/sec | MFU {mfu} | "
+              f"ETA {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}")
 
 
 def print_ending(config, checkpoint):
