@@ -1,6 +1,7 @@
 """Text to ids and back: GPT-2's byte pairs, or plain bytes."""
 
 import functools
+import re
 
 import tiktoken
 
@@ -45,5 +46,10 @@ def encoding(name):
 
 
 def encode(enc, text):
-    """A document's tokens: end-of-text, then the text's."""
-    return [enc.eot_token, *enc.encode_ordinary(text)]
+    """A document's tokens, as a list: end-of-text, then the text's.
+
+    tiktoken's regex overflows its stack on about a million spaces in a row, so a long document is
+    cut at runs of 100,000.
+    """
+    parts = re.split(r"(\s{100000})", text) if len(text) > 100_000 else [text]
+    return [enc.eot_token, *(token for part in parts for token in enc.encode_ordinary(part))]
