@@ -5,12 +5,14 @@
 
 The files of FOLDER need a column named text. Every document is an end-of-text token followed by
 its GPT-2 tokens. The stream of documents is cut into files of --shard-size tokens, one-dimensional
-uint16: {name}_val_000000.npy, {name}_train_000001.npy and so on.
+uint16: {name}_val_000000.npy, {name}_train_000001.npy and so on; manifest.json next to them says
+what they are made of.
 """
 
 # imported first, so that Ctrl-C ends the program without a traceback from here on
 from nanogpt.common import UserError, parse, run
 
+import json
 import multiprocessing
 import os
 import sys
@@ -27,8 +29,8 @@ import pyarrow.parquet as pq
 
 from nanogpt.disk import check_writable, whole
 from nanogpt.sources import HUB, find_source, open_parquet
-from nanogpt.tokenizer import encode, encoding
 from nanogpt.terminal import ctrl_c_stays
+from nanogpt.tokenizer import TOKENIZERS, encode, encoding
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Config:
     source: str = HUB
     """FineWeb-Edu's sample-10BT on the hub, or a folder of .parquet files with a text column"""
     out: str = "edu_fineweb10B"
-    """folder for the shards"""
+    """folder for the shards and their manifest.json"""
     shard_size: int = 10**8
     """tokens per shard; the first shard is for validation"""
     max_tokens: int | None = None
@@ -94,18 +96,43 @@ def tokenised(config, source, pool):
 # shards
 
 
-def write_shard(config, number, tokens):
-    """Write one shard, completely or not at all."""
+def read_manifest(config, source):
+    """The manifest of this run as it begins. Raises UserError for a folder that holds shards, so
+    that nothing is overwritten."""
+    new = {
+        "tokenizer": config.tokenizer, "vocab_size": TOKENIZERS[config.tokenizer],
+        "end_of_text": TOKENIZERS[config.tokenizer] - 1, "source": config.source,
+        "files": dict(zip(source.files, source.sizes, strict=True)),
+        "shard_size": config.shard_size, "max_tokens": config.max_tokens,
+        "complete": False, "tokens": 0, "documents": 0, "shards": [],
+    }
+    out = Path(config.out)
+    way_out = "choose another --out, or remove that folder"
+    if shards := [*out.glob("*.npy"), *out.glob("*.bin")]:
+        raise UserError(f"{out} holds {shards[0].name}: {way_out}")
+    return new
+
+
+def write_shard(config, manifest, tokens, last):
+    """Write one shard, then the manifest that lists it; each completely or not at all."""
+    number = len(manifest["shards"])
     name = "edufineweb" if config.source == HUB else Path(config.source).resolve().name
     file = f"{name}_{'train' if number else 'val'}_{number:06d}.npy"
+    documents = int(np.count_nonzero(tokens == manifest["end_of_text"]))
     with whole(Path(config.out) / file) as path, open(path, "wb") as opened:
         np.save(opened, tokens)
+    manifest["shards"].append({"file": file, "tokens": len(tokens), "documents": documents})
+    manifest["tokens"] += len(tokens)
+    manifest["documents"] += documents
+    manifest["complete"] = last
+    with whole(Path(config.out) / "manifest.json") as path:
+        path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def write_shards(config, source):
-    """Tokenize, and write shards until the source or max_tokens ends. Returns how many."""
+def write_shards(config, source, manifest):
+    """Tokenize, and write shards until the source ends or max_tokens is reached."""
     room = config.max_tokens or sys.maxsize
-    shard, filled, number = np.empty(min(config.shard_size, room), dtype=np.uint16), 0, 0
+    shard, filled = np.empty(min(config.shard_size, room), dtype=np.uint16), 0
     # spawned, not forked: works on every system; a worker imports this file, hence the main guard
     pool = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"))
     try:
@@ -113,8 +140,8 @@ def write_shards(config, source):
             place = 0
             while place < len(tokens) and room:  # a long document fills many shards
                 if filled == len(shard):
-                    write_shard(config, number, shard)
-                    filled, number = 0, number + 1
+                    write_shard(config, manifest, shard, last=False)
+                    filled = 0
                 n = min(len(tokens) - place, len(shard) - filled, room)
                 shard[filled : filled + n] = tokens[place : place + n]
                 filled, place, room = filled + n, place + n, room - n
@@ -122,8 +149,7 @@ def write_shards(config, source):
                 break
         if not filled:
             raise UserError(f"{config.source} holds no documents: name another --source")
-        write_shard(config, number, shard[:filled])
-        return number + 1
+        write_shard(config, manifest, shard[:filled], last=True)
     except BrokenProcessPool:
         raise UserError(f"a worker was killed, perhaps for lack of memory: run again with fewer "
                         f"--workers than {config.workers}") from None
@@ -141,11 +167,13 @@ def main():
         raise UserError(f"--shard-size {config.shard_size}: give {10**10} or fewer")
     source = find_source(config.source)
     encoding(config.tokenizer)  # here first: one download, and one error if it fails
-    if shard := next(Path(config.out).glob("*.npy"), None):
-        raise UserError(f"{config.out} holds {shard.name}: choose another --out, or remove that "
-                        "folder")
+    manifest = read_manifest(config, source)
     check_writable(config.out)
-    print(f"{config.out}: {write_shards(config, source)} shards")
+    write_shards(config, source, manifest)
+    print(f"{config.out}: {manifest['tokens']:,} tokens of {manifest['documents']:,} documents in "
+          f"{len(manifest['shards'])} shards")
+    if len(manifest["shards"]) < 2:
+        print("only the validation shard is filled: choose a smaller --shard-size to train on it")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Token shards as one endless stream."""
 
 import functools
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,20 +40,43 @@ def open_shard(path):
                  functools.partial(np.memmap, path, np.uint16, "r", offset, shape))
 
 
-def find_shards(folder):
+def find_shards(folder, tokenizer):
     """The train and the validation shards of a folder, in the order of their names.
 
-    Names end in _train_000001.npy, _val_000000.npy. Raises UserError if a kind is missing.
+    Names end in _train_000001.npy, _val_000000.npy. If there is a manifest.json, it must list
+    these shards and name `tokenizer`. Raises UserError.
     """
     way_out = 'run "python fineweb.py", or try "python train_gpt2.py laptop"'
     shards = {"train": [], "val": []}
-    for path in sorted(Path(folder).glob("*")):
+    folder = Path(folder)
+    for path in sorted(folder.glob("*")):
         if match := re.search(r"_(train|val)(_\d+)?\.npy$", path.name):
             shards[match[1]].append(open_shard(path))
+    if (folder / "manifest.json").exists():
+        check_manifest(folder / "manifest.json", tokenizer, shards["train"] + shards["val"])
     for split, found in shards.items():
         if not found:
             raise UserError(f"no {split} shards in {folder}: {way_out}")
     return shards["train"], shards["val"]
+
+
+def check_manifest(path, tokenizer, shards):
+    """Refuse shards of another tokenizer, and shards that are not the ones listed."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        made_with = str(manifest["tokenizer"])
+        listed = {str(shard["file"]): int(shard["tokens"]) for shard in manifest["shards"]}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} is not a valid manifest ({type(error).__name__}): make the shards "
+                        "again, or remove it if they are from elsewhere") from None
+    if made_with != tokenizer:
+        raise UserError(f"the shards in {path.parent} were made with tokenizer {made_with}, but "
+                        f"the run uses {tokenizer}: choose other --data, or another --vocab-size")
+    found = {Path(shard.name).name: shard.n_tokens for shard in shards}
+    for name in sorted(listed.keys() | found.keys()):
+        if found.get(name) != listed.get(name):
+            raise UserError(f"{path.parent / name} holds {found.get(name, 'no')} tokens, and the "
+                            f"manifest lists {listed.get(name, 'none')}: make the shards again")
 
 
 def python_manual(T):
@@ -132,7 +156,7 @@ def load_data(config):
             raise UserError('--data pydoc is bytes: use the preset "laptop", or --vocab-size 257')
         train, val = python_manual(config.T)
     else:
-        train, val = find_shards(config.data)
+        train, val = find_shards(config.data, tokenizer)
     train, val = TokenStream(train), TokenStream(val)
     if train.n_tokens <= config.total_batch_size:
         raise UserError(f"{config.data} holds {train.n_tokens} training tokens, less than one "

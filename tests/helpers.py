@@ -105,13 +105,18 @@ def write_data(folder):
     return write_shards(folder)
 
 
-def write_shards(folder, n_train=40_000, n_val=6_000, shards=2):
+def write_shards(folder, n_train=40_000, n_val=6_000, shards=2, tokenizer="bytes", manifest=True):
     """A folder of byte shards as fineweb.py writes them."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays = [text_tokens(n_val, seed=1), *np.array_split(text_tokens(n_train, seed=2), shards)]
+    listed = []
     for i, array in enumerate(arrays):
         name = f"text_{'train' if i else 'val'}_{i:06d}.npy"
         np.save(folder / name, array)
+        listed.append({"file": name, "tokens": len(array), "documents": 1})
+    if manifest:
+        facts = {"tokenizer": tokenizer, "vocab_size": 257, "shards": listed}
+        (folder / "manifest.json").write_text(json.dumps(facts), encoding="utf-8")
     return folder
 
 

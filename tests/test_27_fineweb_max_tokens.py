@@ -1,5 +1,7 @@
 """--max-tokens: the first so many tokens of the stream, to the token, and no more work."""
 
+import json
+
 import numpy as np
 import pytest
 from helpers import expected_tokens, fineweb, make_documents, refused, tokens_of, write_parquet
@@ -19,6 +21,10 @@ def test_max_tokens(n, tmp_path):
     paths = sorted((tmp_path / "out").glob("*.npy"), key=lambda path: path.name[-10:])
     sizes = [len(np.load(path)) for path in paths]
     assert set(sizes[:-1]) <= {2000} and 0 < sizes[-1] <= 2000
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["max_tokens"], manifest["complete"]) == (n, True)
+    assert (manifest["tokens"], manifest["documents"]) == (len(expected), expected.count(256))
+    assert [shard["tokens"] for shard in manifest["shards"]] == sizes
 
 
 def test_no_more_is_read_than_is_needed(tmp_path, monkeypatch):

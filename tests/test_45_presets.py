@@ -118,6 +118,7 @@ REFUSED = {
     "cut shard": (damage_shard(lambda p: p.write_bytes(p.read_bytes()[:-9])), [], "_000001.npy"),
     "random shard": (damage_shard(lambda p: p.write_bytes(bytes(range(256)))), [], "_000001.npy"),
     "wrong dtype": (damage_shard(lambda p: np.save(p, np.zeros(9, np.int32))), [], "int32"),
+    "other tokenizer": (None, ["--vocab-size", "50257"], "with tokenizer bytes"),
     "no tokenizer": (None, ["--vocab-size", "1000"], "1000 ids belongs to no known tokenizer"),
     "fewer tokens than a batch": (None, ["--total-batch-size", "65536"],
                                "holds 40000 training tokens, less than one batch of 65536"),
@@ -170,7 +171,7 @@ def test_gpt2s_vocabulary_without_network(tmp_path, monkeypatch, capsys):
     """The tokenizer is loaded before anything is written; if it is missing, the run says so."""
     import tiktoken.registry
 
-    folder = write_shards(tmp_path / "shards")
+    folder = write_shards(tmp_path / "shards", manifest=False)
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})  # another test may have loaded it
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
