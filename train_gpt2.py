@@ -600,6 +600,9 @@ def main():
     train, val = load_data(config)
     torch.manual_seed(config.seed)
     with one_rank_first(ranks):
+        if ranks.ddp_local_rank == 0:
+            for stream in train, val:
+                stream.check(progress=ranks.master_process)
         enc = get_tokenizer(tokenizer_name(config.vocab_size))
         net = init_model(config, ranks.master_process)
         encoded = hellaswag.load_run(config, enc, net.config.block_size, val)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from nanogpt.common import UserError, needs_network
 from nanogpt.tokenizer import get_tokenizer, tokenizer_name
@@ -27,10 +28,13 @@ def open_shard(path):
     """A Shard from an .npy file. Raises UserError if it is not a complete one."""
     path = Path(path)
     try:
+        size = path.stat().st_size
         tokens = np.lib.format.open_memmap(path, mode="r")  # .npy only, and never a pickle
         offset, shape, dtype = tokens.offset, tokens.shape, tokens.dtype
         if dtype != np.uint16 or len(shape) != 1:
             raise ValueError(f"{dtype} of shape {shape}, not uint16 in one dimension")
+        if size != offset + 2 * shape[0]:
+            raise ValueError(f"{size} bytes where {shape[0]} tokens need {offset + 2 * shape[0]}")
     except Exception as error:  # a damaged header fails in numpy in a dozen ways
         reason = str(error).partition("\n")[0]
         if isinstance(error, PermissionError):
@@ -116,8 +120,10 @@ class TokenStream:
     """Shards end to end, epoch after epoch: one endless sequence of tokens, read at any position.
     """
 
-    def __init__(self, shards):
-        self.shards = shards
+    CHUNK = 2**22  # tokens searched at a time: 8 MB
+
+    def __init__(self, shards, vocab_size):
+        self.shards, self.vocab_size = shards, vocab_size
         self.n_tokens = sum(shard.n_tokens for shard in shards)  # of one epoch
 
     def read(self, position, n):
@@ -134,6 +140,18 @@ class TokenStream:
             if offset < self.shards[i].n_tokens:
                 return i, offset
             offset -= self.shards[i].n_tokens
+
+    def check(self, progress=False):
+        """Check every id, before a run starts. Raises UserError for one past the vocabulary: the
+        network would stop at it, perhaps hours from now."""
+        bar = tqdm(self.shards, desc="reading shards", leave=False,
+                   disable=None if progress else True)
+        for shard in bar:
+            for begin in range(0, shard.n_tokens, self.CHUNK):
+                largest = shard.open()[begin : begin + self.CHUNK].max()
+                if largest >= self.vocab_size:
+                    raise UserError(f"{shard.name} holds the id {largest}, and the vocabulary ends "
+                                    f"at {self.vocab_size - 1}: it is from another tokenizer")
 
     def _read_shard(self, i, offset, out):
         """Fill `out` from shard i. Returns how many tokens it had: the shard may end first."""
@@ -157,7 +175,8 @@ def load_data(config):
         train, val = python_manual(config.T)
     else:
         train, val = find_shards(config.data, tokenizer)
-    train, val = TokenStream(train), TokenStream(val)
+    train = TokenStream(train, config.vocab_size)
+    val = TokenStream(val, config.vocab_size)
     if train.n_tokens <= config.total_batch_size:
         raise UserError(f"{config.data} holds {train.n_tokens} training tokens, less than one "
                         f"batch of {config.total_batch_size} and its last target: "

@@ -60,11 +60,11 @@ def first_batch(tokens, B, T):
     return train_gpt2.DataLoader(stream_of(tokens), B, T).next_batch()
 
 
-def stream_of(tokens, parts=1):
+def stream_of(tokens, vocab_size=257, parts=1):
     """A TokenStream over tokens in memory, cut into `parts` shards."""
     arrays = np.array_split(np.asarray(tokens, dtype=np.uint16), parts)
     shards = [Shard(f"part {i}", len(a), lambda a=a: a) for i, a in enumerate(arrays)]
-    return TokenStream(shards)
+    return TokenStream(shards, vocab_size)
 
 
 def learn_by_heart(model, tokens, B, T, updates, lr):
@@ -151,7 +151,7 @@ def peak():
 
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
 before = peak()
-stream = TokenStream([open_shard(path)])
+stream = TokenStream([open_shard(path)], 50257)
 for position in range(0, stream.n_tokens, int(step)):
     stream.read(position, 64 * 1024 + 1)
 print(peak() - before)

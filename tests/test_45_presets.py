@@ -97,6 +97,13 @@ def damage_shard(change):
     return damage
 
 
+def past_the_vocabulary(path):
+    path = path.with_name("text_train_000002.npy")  # not the first, and at its very end
+    tokens = np.load(path)
+    tokens[-1] = 257
+    np.save(path, tokens)
+
+
 def broken_line(folder):
     example = {"ctx": "a b", "endings": ["c", "d", "e", "f"], "label": 0}
     (folder / "h.jsonl").write_text(f"{json.dumps(example)}\n" * 4 + "{broken\n")
@@ -118,6 +125,7 @@ REFUSED = {
     "cut shard": (damage_shard(lambda p: p.write_bytes(p.read_bytes()[:-9])), [], "_000001.npy"),
     "random shard": (damage_shard(lambda p: p.write_bytes(bytes(range(256)))), [], "_000001.npy"),
     "wrong dtype": (damage_shard(lambda p: np.save(p, np.zeros(9, np.int32))), [], "int32"),
+    "past the vocabulary": (damage_shard(past_the_vocabulary), [], "holds the id 257"),
     "other tokenizer": (None, ["--vocab-size", "50257"], "with tokenizer bytes"),
     "no tokenizer": (None, ["--vocab-size", "1000"], "1000 ids belongs to no known tokenizer"),
     "fewer tokens than a batch": (None, ["--total-batch-size", "65536"],
