@@ -6,7 +6,8 @@
 The files of FOLDER need a column named text. Every document is an end-of-text token followed by
 its GPT-2 tokens. The stream of documents is cut into files of --shard-size tokens, one-dimensional
 uint16: {name}_val_000000.npy, {name}_train_000001.npy and so on; manifest.json next to them says
-what they are made of.
+what they are made of. If a run is stopped, give the same command again: it resumes, and the bytes
+are the same as if it had never stopped.
 """
 
 # imported first, so that Ctrl-C ends the program without a traceback from here on
@@ -53,10 +54,13 @@ class Config:
 # tokens
 
 
-def windows(source):
-    """Row groups in the source's order, each as a list of one pair (file, group)."""
-    for file in range(len(source.files)):
-        for group in range(open_parquet(source.path(file)).num_row_groups):
+def windows(source, start=None):
+    """Row groups in the source's order, each as a list of one pair (file, group), from the pair
+    `start` on."""
+    first_file, first_group = start or (0, 0)
+    for file in range(first_file, len(source.files)):
+        n_groups = open_parquet(source.path(file)).num_row_groups
+        for group in range(first_group if file == first_file else 0, n_groups):
             yield [(file, group)]
 
 
@@ -71,7 +75,7 @@ def tokenise(path, group, tokenizer):
     return [np.array(encode(enc, text), dtype=np.uint16) for text in texts if text is not None]
 
 
-def tokenised(config, source, pool):
+def tokenised(config, source, pool, start=None):
     """(first row group, documents end to end) of every window, in order, however many workers there
     are and however fast. At most two tasks per worker, or two windows, are under way at a time."""
     waiting = deque()
@@ -82,7 +86,7 @@ def tokenised(config, source, pool):
         return window[0], np.concatenate(documents or [np.empty(0, np.uint16)])
 
     submit = ctrl_c_stays()(pool.submit)  # this starts the workers
-    for window in windows(source):
+    for window in windows(source, start):
         futures = [submit(tokenise, source.path(file), group, config.tokenizer)
                    for file, group in window]
         waiting.append((window, futures))
@@ -97,8 +101,8 @@ def tokenised(config, source, pool):
 
 
 def read_manifest(config, source):
-    """The manifest of this run as it begins. Raises UserError for a folder that holds shards, so
-    that nothing is overwritten."""
+    """The manifest of this run as far as it got, or a new one. Raises UserError for a folder that
+    holds other shards, so that nothing is overwritten."""
     new = {
         "tokenizer": config.tokenizer, "vocab_size": TOKENIZERS[config.tokenizer],
         "end_of_text": TOKENIZERS[config.tokenizer] - 1, "source": config.source,
@@ -108,48 +112,90 @@ def read_manifest(config, source):
     }
     out = Path(config.out)
     way_out = "choose another --out, or remove that folder"
-    if shards := [*out.glob("*.npy"), *out.glob("*.bin")]:
-        raise UserError(f"{out} holds {shards[0].name}: {way_out}")
-    return new
+    if not (out / "manifest.json").exists():
+        if shards := [*out.glob("*.npy"), *out.glob("*.bin")]:
+            raise UserError(f"{out} holds {shards[0].name} and no manifest.json: {way_out}")
+        return new
+    try:
+        old = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        differing = [key for key in new if key not in ("complete", "tokens", "documents", "shards",
+                                                       "source") and old[key] != new[key]]
+        if differing:
+            key = differing[0]
+            raise UserError(f"{out} was begun with {key} = {old[key]}, not {new[key]}: {way_out}")
+        return keep_whole_shards(out, old)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{out / 'manifest.json'} is not a manifest that fineweb.py wrote "
+                        f"({type(error).__name__}): {way_out}") from None
 
 
-def write_shard(config, manifest, tokens, last):
-    """Write one shard, then the manifest that lists it; each completely or not at all."""
+def keep_whole_shards(out, manifest):
+    """The manifest, cut at the first listed shard that is missing or incomplete."""
+    for i, shard in enumerate(manifest["shards"]):
+        try:
+            n_tokens = len(np.lib.format.open_memmap(out / shard["file"], mode="r"))
+        except (PermissionError, IsADirectoryError) as error:  # it may be whole
+            raise UserError(f"cannot read {out / shard['file']} ({error.strerror}): fix that, "
+                            "then run it again") from None
+        except Exception:  # a damaged header fails in numpy in a dozen ways
+            n_tokens = 0
+        if n_tokens != shard["tokens"]:
+            manifest |= {"shards": manifest["shards"][:i], "complete": False}
+            break
+    if not manifest["complete"] and manifest["shards"]:  # where the next one begins
+        (file, group), place = manifest["shards"][-1]["following"]
+        if not all(type(number) is int and number >= 0 for number in (file, group, place)):
+            raise ValueError
+    for key in "tokens", "documents":
+        manifest[key] = sum(shard[key] for shard in manifest["shards"])
+    return manifest
+
+
+def write_shard(config, manifest, tokens, following):
+    """Write one shard, then the manifest that lists it; each completely or not at all. following:
+    (window, tokens of it before the next shard); None after the last shard."""
     number = len(manifest["shards"])
-    name = "edufineweb" if config.source == HUB else Path(config.source).resolve().name
+    if number:  # the source's folder may have been renamed since
+        name = manifest["shards"][0]["file"].removesuffix("_val_000000.npy")
+    else:
+        name = "edufineweb" if config.source == HUB else Path(config.source).resolve().name
     file = f"{name}_{'train' if number else 'val'}_{number:06d}.npy"
     documents = int(np.count_nonzero(tokens == manifest["end_of_text"]))
     with whole(Path(config.out) / file) as path, open(path, "wb") as opened:
         np.save(opened, tokens)
-    manifest["shards"].append({"file": file, "tokens": len(tokens), "documents": documents})
+    manifest["shards"].append({"file": file, "tokens": len(tokens), "documents": documents,
+                               "following": following})
     manifest["tokens"] += len(tokens)
     manifest["documents"] += documents
-    manifest["complete"] = last
+    manifest["complete"] = following is None
     with whole(Path(config.out) / "manifest.json") as path:
         path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def write_shards(config, source, manifest):
-    """Tokenize, and write shards until the source ends or max_tokens is reached."""
-    room = config.max_tokens or sys.maxsize
+    """Tokenize from where the manifest ends; write shards up to the source's end or max_tokens."""
+    start, place = manifest["shards"][-1]["following"] if manifest["shards"] else (None, 0)
+    room = config.max_tokens - manifest["tokens"] if config.max_tokens else sys.maxsize
     shard, filled = np.empty(min(config.shard_size, room), dtype=np.uint16), 0
     # spawned, not forked: works on every system; a worker imports this file, hence the main guard
     pool = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"))
     try:
-        for _, tokens in tokenised(config, source, pool):
-            place = 0
+        for window, tokens in tokenised(config, source, pool, start and tuple(start)):
             while place < len(tokens) and room:  # a long document fills many shards
                 if filled == len(shard):
-                    write_shard(config, manifest, shard, last=False)
+                    write_shard(config, manifest, shard, (window, place))
                     filled = 0
                 n = min(len(tokens) - place, len(shard) - filled, room)
                 shard[filled : filled + n] = tokens[place : place + n]
                 filled, place, room = filled + n, place + n, room - n
+            place = 0
             if not room:
                 break
         if not filled:
             raise UserError(f"{config.source} holds no documents: name another --source")
-        write_shard(config, manifest, shard[:filled], last=True)
+        write_shard(config, manifest, shard[:filled], None)
     except BrokenProcessPool:
         raise UserError(f"a worker was killed, perhaps for lack of memory: run again with fewer "
                         f"--workers than {config.workers}") from None
@@ -168,8 +214,9 @@ def main():
     source = find_source(config.source)
     encoding(config.tokenizer)  # here first: one download, and one error if it fails
     manifest = read_manifest(config, source)
-    check_writable(config.out)
-    write_shards(config, source, manifest)
+    if not manifest["complete"]:
+        check_writable(config.out)
+        write_shards(config, source, manifest)
     print(f"{config.out}: {manifest['tokens']:,} tokens of {manifest['documents']:,} documents in "
           f"{len(manifest['shards'])} shards")
     if len(manifest["shards"]) < 2:

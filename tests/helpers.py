@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -462,6 +463,35 @@ def tokens_of(folder):
 def contents(folder):
     """The bytes of a folder's files by their names."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def stopped(n, source, out, *args):
+    """Run fineweb(...) and let it fail once it has written `n` shards."""
+    import fineweb as program
+
+    write_shard = program.write_shard
+
+    def write_and_stop(config, manifest, *args, **kwargs):
+        write_shard(config, manifest, *args, **kwargs)
+        if len(manifest["shards"]) == n:
+            raise OSError("stopped by the test")
+
+    with patch.object(program, "write_shard", write_and_stop):
+        done = fineweb(source, out, *args)
+    assert done.returncode == 2 and "stopped by the test" in done.stderr, done.stderr
+    assert len(list(out.glob("*.npy"))) == n
+
+
+def killed(source, out, *args):
+    """Run fineweb.py in a separate process and kill it after three shards of many."""
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "fineweb.py", "--source", source, "--out", out, "--tokenizer",
+         "bytes", "--workers", "1", *map(str, args)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(out.glob("*.npy"))) < 3:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
 
 
 class FakeHub:

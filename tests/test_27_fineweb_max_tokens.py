@@ -4,7 +4,17 @@ import json
 
 import numpy as np
 import pytest
-from helpers import expected_tokens, fineweb, make_documents, refused, tokens_of, write_parquet
+from helpers import (
+    contents,
+    expected_tokens,
+    fineweb,
+    killed,
+    make_documents,
+    refused,
+    stopped,
+    tokens_of,
+    write_parquet,
+)
 
 import fineweb as program
 
@@ -41,8 +51,42 @@ def test_no_more_is_read_than_is_needed(tmp_path, monkeypatch):
     assert 1 <= len(groups) <= 4
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_stopped_and_started_again_the_same_bytes(n, tmp_path):
+    """What was written before the stop counts."""
+    source = write_parquet(tmp_path / "docs", make_documents(75))
+    args = ["--shard-size", 2000, "--max-tokens", 5555]
+    assert fineweb(source, tmp_path / "whole", *args).returncode == 0
+    stopped(n, source, tmp_path / "out", *args)
+    assert fineweb(source, tmp_path / "out", *args).returncode == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_another_number_does_not_touch_what_is_there(tmp_path):
+    source, out = write_parquet(tmp_path / "docs", make_documents(50)), tmp_path / "out"
+    assert fineweb(source, out, "--max-tokens", 5555).returncode == 0
+    before = contents(out)
+    refused(fineweb(source, out, "--max-tokens", 6000), "max_tokens = 5555, not 6000")
+    refused(fineweb(source, out), "max_tokens = 5555, not None")
+    assert contents(out) == before
+
+
 def test_no_tokens_are_one_line(tmp_path):
     source, out = write_parquet(tmp_path / "docs", make_documents(5)), tmp_path / "out"
     for flag in "--max-tokens", "--shard-size", "--workers":
         refused(fineweb(source, out, flag, 0), f"{flag} 0", "give 1 or more")
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_killed_half_way_and_started_again_the_same_bytes(tmp_path):
+    source = write_parquet(tmp_path / "docs", make_documents(4000), row_group_size=40)
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    args = ["--shard-size", 10_000, "--max-tokens", 900_123]
+    assert fineweb(source, whole, *args).returncode == 0
+    killed(source, out, *args)
+    shards = len(list(out.glob("*.npy")))
+    assert 3 <= shards < len(list(whole.glob("*.npy"))), "not killed half-way"
+    (out / "docs_train_000002.npy").unlink()
+    assert fineweb(source, out, *args).returncode == 0
+    assert contents(out) == contents(whole)
