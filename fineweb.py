@@ -16,6 +16,7 @@ from nanogpt.common import UserError, parse, run
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
@@ -27,9 +28,10 @@ from typing import Literal
 import numpy as np
 import pyarrow
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from nanogpt.disk import check_writable, whole
-from nanogpt.sources import HUB, find_source, open_parquet
+from nanogpt.sources import HUB, bytes_to_download, estimate_tokens, find_source, open_parquet
 from nanogpt.terminal import ctrl_c_stays
 from nanogpt.tokenizer import TOKENIZERS, encode, encoding
 
@@ -48,6 +50,31 @@ class Config:
     """number of processes that tokenize"""
     tokenizer: Literal["gpt2", "bytes"] = "gpt2"
     """bytes needs no vocabulary, for trying things without a network"""
+
+
+# -----------------------------------------------------------------------------
+# the source
+
+
+def check_disk(config, source, n_tokens, n_done):
+    """Print how much disk n_tokens - n_done tokens take. Raises UserError if a disk has less."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    download = bytes_to_download(config, source, n_tokens)
+    needs = {}  # by disk: a folder on it, bytes
+    for folder, need in (config.out, 2 * max(0, n_tokens - n_done)), (HF_HUB_CACHE, download):
+        folder = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents)
+                      if path.exists())
+        disk = folder.stat().st_dev
+        needs[disk] = (needs.get(disk, (folder, 0))[0], needs.get(disk, (folder, 0))[1] + need)
+    print(f"needs about {2 * max(0, n_tokens - n_done) / 1e9:.1f} GB for shards"
+          + f" and {download / 1e9:.1f} GB for the download, in the hub's cache" * (download > 0))
+    for folder, need in needs.values():
+        free = shutil.disk_usage(folder).free
+        if need > free:
+            raise UserError(f"the disk of {folder} has {free / 1e9:.1f} GB free, and about "
+                            f"{need / 1e9:.1f} GB are needed: make room, or choose another --out, "
+                            "another HF_HOME or fewer --max-tokens")
 
 
 # -----------------------------------------------------------------------------
@@ -174,7 +201,7 @@ def write_shard(config, manifest, tokens, following):
         path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def write_shards(config, source, manifest):
+def write_shards(config, source, manifest, bar):
     """Tokenize from where the manifest ends; write shards up to the source's end or max_tokens."""
     start, place = manifest["shards"][-1]["following"] if manifest["shards"] else (None, 0)
     room = config.max_tokens - manifest["tokens"] if config.max_tokens else sys.maxsize
@@ -190,6 +217,7 @@ def write_shards(config, source, manifest):
                 n = min(len(tokens) - place, len(shard) - filled, room)
                 shard[filled : filled + n] = tokens[place : place + n]
                 filled, place, room = filled + n, place + n, room - n
+                bar.update(n)
             place = 0
             if not room:
                 break
@@ -216,7 +244,10 @@ def main():
     manifest = read_manifest(config, source)
     if not manifest["complete"]:
         check_writable(config.out)
-        write_shards(config, source, manifest)
+        n_tokens = min(estimate_tokens(source, config.tokenizer), config.max_tokens or sys.maxsize)
+        check_disk(config, source, n_tokens, manifest["tokens"])
+        with tqdm(total=n_tokens, initial=manifest["tokens"], unit="tok", unit_scale=True) as bar:
+            write_shards(config, source, manifest, bar)
     print(f"{config.out}: {manifest['tokens']:,} tokens of {manifest['documents']:,} documents in "
           f"{len(manifest['shards'])} shards")
     if len(manifest["shards"]) < 2:
