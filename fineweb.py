@@ -30,7 +30,7 @@ import pyarrow
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from nanogpt.disk import check_writable, whole
+from nanogpt.disk import check_writable, digest, whole
 from nanogpt.sources import HUB, bytes_to_download, estimate_tokens, find_source, open_parquet
 from nanogpt.terminal import ctrl_c_stays
 from nanogpt.tokenizer import TOKENIZERS, encode, encoding
@@ -192,8 +192,9 @@ def write_shard(config, manifest, tokens, following):
     documents = int(np.count_nonzero(tokens == manifest["end_of_text"]))
     with whole(Path(config.out) / file) as path, open(path, "wb") as opened:
         np.save(opened, tokens)
+    _, sha256 = digest(Path(config.out) / file)
     manifest["shards"].append({"file": file, "tokens": len(tokens), "documents": documents,
-                               "following": following})
+                               "sha256": sha256, "following": following})
     manifest["tokens"] += len(tokens)
     manifest["documents"] += documents
     manifest["complete"] = following is None

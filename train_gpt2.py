@@ -344,6 +344,7 @@ class DataLoader:
     def next_batch(self):
         """x, y: (B, T) long, y one token ahead of x. Advances position by B T tokens per rank."""
         n = self.B * self.T
+        self.stream.look_at(self.position, n * self.ddp_world_size + 1)  # what all ranks read
         tokens = torch.from_numpy(self.stream.read(self.position + self.ddp_rank * n, n + 1))
         self.position += n * self.ddp_world_size
         return tokens[:-1].view(self.B, self.T), tokens[1:].view(self.B, self.T)
@@ -470,6 +471,7 @@ def validate(model, stream, n_tokens, B, T, ranks):
     """Mean loss in nats over the first n_tokens of the stream, in rows of T: the same rows for
     every B and every number of ranks."""
     n_rows = validation_rows(stream, n_tokens, T)
+    stream.look_at(0, n_rows * T + 1)  # what all ranks read: one of them looks at it
     mine = range(n_rows * ranks.ddp_rank // ranks.ddp_world_size,
                  n_rows * (ranks.ddp_rank + 1) // ranks.ddp_world_size)
     total = torch.zeros((), device=ranks.device)
@@ -597,7 +599,7 @@ def main():
     check_config(config, ranks.ddp_world_size)
 
     # every bad setting and every bad file is found here, before anything is written
-    train, val = load_data(config)
+    train, val = load_data(config, verify=ranks.ddp_local_rank == 0)
     torch.manual_seed(config.seed)
     with one_rank_first(ranks):
         if ranks.ddp_local_rank == 0:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import hashlib
 import itertools
 import os
 import re
@@ -87,6 +88,15 @@ def save_file(tensors, path, metadata=None):
         raise OSError(f"{path}: {error}") from None
     if path.stat().st_mode != mode:  # 0600, so that nobody else of the group could read it
         path.chmod(mode & 0o777)
+
+
+def digest(path):
+    """[size in bytes, SHA-256 in hex] of a file."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            sha.update(part)
+        return [file.tell(), sha.hexdigest()]
 
 
 def check_writable(folder):

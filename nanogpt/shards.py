@@ -4,13 +4,14 @@ import functools
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from nanogpt.common import UserError, needs_network
+from nanogpt.disk import digest
 from nanogpt.tokenizer import get_tokenizer, tokenizer_name
 
 
@@ -22,6 +23,7 @@ class Shard:
     name: str
     n_tokens: int
     open: Callable[[], np.ndarray]
+    sha256: str = ""  # of the file, if its manifest lists one
 
 
 def open_shard(path):
@@ -57,7 +59,9 @@ def find_shards(folder, tokenizer):
         if match := re.search(r"_(train|val)(_\d+)?\.npy$", path.name):
             shards[match[1]].append(open_shard(path))
     if (folder / "manifest.json").exists():
-        check_manifest(folder / "manifest.json", tokenizer, shards["train"] + shards["val"])
+        sums = check_manifest(folder / "manifest.json", tokenizer, shards["train"] + shards["val"])
+        shards = {split: [replace(shard, sha256=sums[Path(shard.name).name]) for shard in found]
+                  for split, found in shards.items()}
     for split, found in shards.items():
         if not found:
             raise UserError(f"no {split} shards in {folder}: {way_out}")
@@ -65,11 +69,15 @@ def find_shards(folder, tokenizer):
 
 
 def check_manifest(path, tokenizer, shards):
-    """Refuse shards of another tokenizer, and shards that are not the ones listed."""
+    """Refuse shards of another tokenizer, and shards that are not the ones listed.
+
+    Returns {file: its SHA-256, or ""}.
+    """
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         made_with = str(manifest["tokenizer"])
         listed = {str(shard["file"]): int(shard["tokens"]) for shard in manifest["shards"]}
+        sums = {str(shard["file"]): str(shard.get("sha256", "")) for shard in manifest["shards"]}
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is not a valid manifest ({type(error).__name__}): make the shards "
                         "again, or remove it if they are from elsewhere") from None
@@ -81,6 +89,7 @@ def check_manifest(path, tokenizer, shards):
         if found.get(name) != listed.get(name):
             raise UserError(f"{path.parent / name} holds {found.get(name, 'no')} tokens, and the "
                             f"manifest lists {listed.get(name, 'none')}: make the shards again")
+    return sums
 
 
 def python_manual(T):
@@ -122,12 +131,15 @@ class TokenStream:
 
     CHUNK = 2**22  # tokens searched at a time: 8 MB
 
-    def __init__(self, shards, vocab_size):
+    def __init__(self, shards, vocab_size, verify=True):
         self.shards, self.vocab_size = shards, vocab_size
         self.n_tokens = sum(shard.n_tokens for shard in shards)  # of one epoch
+        self.verify = verify  # compare a shard with its checksum when it is first needed
+        self.verified = set()  # indices of shards whose checksum was right
 
     def read(self, position, n):
         """The n tokens from `position` on: int64 (n,)."""
+        self.look_at(position, n)
         out, filled = np.empty(n, dtype=np.int64), 0
         while filled < n:
             filled += self._read_shard(*self.place(position + filled), out[filled:])
@@ -141,12 +153,26 @@ class TokenStream:
                 return i, offset
             offset -= self.shards[i].n_tokens
 
-    def check(self, progress=False):
-        """Check every id, before a run starts. Raises UserError for one past the vocabulary: the
-        network would stop at it, perhaps hours from now."""
-        bar = tqdm(self.shards, desc="reading shards", leave=False,
-                   disable=None if progress else True)
+    def look_at(self, position, n):
+        """Check the shards that hold the n tokens from `position` on, each of them once."""
+        while n > 0 and self.verify:
+            i, offset = self.place(position)
+            if self.shards[i].sha256 and i not in self.verified:
+                self.check(shards=[self.shards[i]])
+                self.verified.add(i)
+            left = self.shards[i].n_tokens - offset
+            position, n = position + left, n - left
+
+    def check(self, progress=False, shards=None):
+        """Check `shards`; None, before a run starts: those without a checksum. Raises UserError
+        for an id past the vocabulary, at which the network would stop, and for a file that differs
+        from its checksum."""
+        shards = shards or [shard for shard in self.shards if not shard.sha256]
+        bar = tqdm(shards, desc="reading shards", leave=False, disable=None if progress else True)
         for shard in bar:
+            if shard.sha256 and digest(shard.name)[1] != shard.sha256:
+                raise UserError(f"{shard.name} is not the file that its manifest lists: fetch it "
+                                "again, or make the shards again")
             for begin in range(0, shard.n_tokens, self.CHUNK):
                 largest = shard.open()[begin : begin + self.CHUNK].max()
                 if largest >= self.vocab_size:
@@ -166,8 +192,9 @@ def validation_rows(stream, n_tokens, T):
     return max(1, min(n_tokens, stream.n_tokens - 1) // T)
 
 
-def load_data(config):
-    """The run's training and validation TokenStreams. Raises UserError."""
+def load_data(config, verify=True):
+    """The run's training and validation TokenStreams. verify: compare shards with their checksums
+    when they are first needed; one rank on a machine is enough. Raises UserError."""
     tokenizer = tokenizer_name(config.vocab_size)
     if config.data == "pydoc":
         if tokenizer != "bytes":
@@ -175,8 +202,8 @@ def load_data(config):
         train, val = python_manual(config.T)
     else:
         train, val = find_shards(config.data, tokenizer)
-    train = TokenStream(train, config.vocab_size)
-    val = TokenStream(val, config.vocab_size)
+    train = TokenStream(train, config.vocab_size, verify)
+    val = TokenStream(val, config.vocab_size, verify)
     if train.n_tokens <= config.total_batch_size:
         raise UserError(f"{config.data} holds {train.n_tokens} training tokens, less than one "
                         f"batch of {config.total_batch_size} and its last target: "

@@ -25,6 +25,7 @@ import tqdm
 
 import train_gpt2
 from nanogpt.common import run
+from nanogpt.disk import digest
 from nanogpt.ranks import Ranks
 from nanogpt.shards import Shard, TokenStream, python_manual
 from nanogpt.sources import find_source
@@ -121,10 +122,20 @@ def write_shards(folder, n_train=40_000, n_val=6_000, shards=2, tokenizer="bytes
     return folder
 
 
-def load_streams(folder, *flags, shuffle=False):
+def sign_shards(folder):
+    """Put the checksums of a folder's shards into its manifest, as fineweb.py does."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        shard["sha256"] = digest(folder / shard["file"])[1]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def load_streams(folder, *flags, shuffle=False, **more):
     """The two TokenStreams of a run on `folder`, of bytes and of 8 tokens a step."""
     small = ["--vocab-size", "257", "--B", "1", "--T", "8", "--total-batch-size", "8"]
-    return train_gpt2.load_data(train_gpt2.parse_args(["--data", str(folder), *small, *flags]))
+    config = train_gpt2.parse_args(["--data", str(folder), *small, *flags])
+    return train_gpt2.load_data(config, **more)
 
 
 def manual_documents(T=10**6):
