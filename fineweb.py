@@ -35,6 +35,8 @@ from nanogpt.sources import HUB, bytes_to_download, estimate_tokens, find_source
 from nanogpt.terminal import ctrl_c_stays
 from nanogpt.tokenizer import TOKENIZERS, encode, encoding
 
+WINDOW = 64  # row groups whose documents are shuffled among each other
+
 
 @dataclass(frozen=True)
 class Config:
@@ -48,6 +50,8 @@ class Config:
     """stop after this many tokens; None: use them all"""
     workers: int = min(os.cpu_count() or 1, 61)  # Windows allows no more
     """number of processes that tokenize"""
+    seed: int | None = None
+    """shuffle the documents with this seed; None: keep the source's order"""
     tokenizer: Literal["gpt2", "bytes"] = "gpt2"
     """bytes needs no vocabulary, for trying things without a network"""
 
@@ -81,14 +85,26 @@ def check_disk(config, source, n_tokens, n_done):
 # tokens
 
 
-def windows(source, start=None):
-    """Row groups in the source's order, each as a list of one pair (file, group), from the pair
-    `start` on."""
-    first_file, first_group = start or (0, 0)
-    for file in range(first_file, len(source.files)):
-        n_groups = open_parquet(source.path(file)).num_row_groups
-        for group in range(first_group if file == first_file else 0, n_groups):
-            yield [(file, group)]
+def windows(config, source, start=None):
+    """Row groups in the run's order, as lists of (file, group), from the list that begins with
+    `start` on. In the source's order, a list has one group; with a seed, WINDOW groups drawn from
+    all files, whose documents are then shuffled together."""
+    if config.seed is None:
+        first_file, first_group = start or (0, 0)
+        for file in range(first_file, len(source.files)):
+            n_groups = open_parquet(source.path(file)).num_row_groups
+            for group in range(first_group if file == first_file else 0, n_groups):
+                yield [(file, group)]
+    else:
+        groups = [(file, group) for file in range(len(source.files))
+                  for group in range(open_parquet(source.path(file)).num_row_groups)]
+        order = np.random.default_rng(config.seed).permutation(len(groups))
+        groups = [groups[i] for i in order]
+        if start and start not in groups:
+            raise UserError(f"{config.out} resumes at {start}, but the source has no such row "
+                            "group: choose another --out")
+        for i in range(groups.index(start) if start else 0, len(groups), WINDOW):
+            yield groups[i : i + WINDOW]
 
 
 def tokenise(path, group, tokenizer):
@@ -110,10 +126,13 @@ def tokenised(config, source, pool, start=None):
     def finish():
         window, futures = waiting.popleft()
         documents = [document for future in futures for document in future.result()]
+        if config.seed is not None:
+            order = np.random.default_rng((config.seed, *window[0])).permutation(len(documents))
+            documents = [documents[i] for i in order]
         return window[0], np.concatenate(documents or [np.empty(0, np.uint16)])
 
     submit = ctrl_c_stays()(pool.submit)  # this starts the workers
-    for window in windows(source, start):
+    for window in windows(config, source, start):
         futures = [submit(tokenise, source.path(file), group, config.tokenizer)
                    for file, group in window]
         waiting.append((window, futures))
@@ -133,7 +152,7 @@ def read_manifest(config, source):
     new = {
         "tokenizer": config.tokenizer, "vocab_size": TOKENIZERS[config.tokenizer],
         "end_of_text": TOKENIZERS[config.tokenizer] - 1, "source": config.source,
-        "files": dict(zip(source.files, source.sizes, strict=True)),
+        "files": dict(zip(source.files, source.sizes, strict=True)), "order_seed": config.seed,
         "shard_size": config.shard_size, "max_tokens": config.max_tokens,
         "complete": False, "tokens": 0, "documents": 0, "shards": [],
     }
@@ -234,8 +253,8 @@ def write_shards(config, source, manifest, bar):
 
 def main():
     config = parse(Config(), sys.argv[1:], "fineweb.py", __doc__)
-    for name in "shard_size", "max_tokens", "workers":
-        value, least = getattr(config, name), 1
+    for name in "shard_size", "max_tokens", "workers", "seed":
+        value, least = getattr(config, name), 0 if name == "seed" else 1
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
     if config.shard_size > 10**10:

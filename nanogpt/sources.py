@@ -93,14 +93,14 @@ def estimate_tokens(source, tokenizer):
 
 
 def bytes_to_download(config, source, n_tokens):
-    """Bytes of the hub's files that hold the first n_tokens and are not in the cache yet."""
+    """Bytes of the hub's files for the first n_tokens (with a seed, all) that are not cached."""
     if source.folder is not None:
         return 0
     import huggingface_hub
 
     total, download = 0, 0
     for file, size in zip(source.files, source.sizes, strict=True):
-        if total * 10**10 >= n_tokens * sum(source.sizes):
+        if config.seed is None and total * 10**10 >= n_tokens * sum(source.sizes):
             break
         total += size
         cached = huggingface_hub.try_to_load_from_cache(HUB, file, repo_type="dataset")

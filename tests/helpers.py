@@ -433,7 +433,7 @@ def windows_of(folder):
     """fineweb.py's lists of row groups, in the order of the folder's files."""
     import fineweb as program
 
-    return list(program.windows(find_source(str(folder))))
+    return list(program.windows(program.Config(), find_source(str(folder))))
 
 
 def texts_of(folder):

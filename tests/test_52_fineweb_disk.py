@@ -38,6 +38,7 @@ def test_what_is_left_to_download(monkeypatch):
     assert bytes_to_download(Config(), source, 10**10) == 8 * 2 * 10**9
     assert bytes_to_download(Config(), source, 10**9) == 0  # the first file holds a tenth
     assert bytes_to_download(Config(), source, 3 * 10**9) == 2 * 10**9
+    assert bytes_to_download(Config(seed=1), source, 10**9) == 8 * 2 * 10**9
 
 
 def test_too_little_disk_is_found_before_starting(tmp_path, monkeypatch, capsys):
