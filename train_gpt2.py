@@ -246,7 +246,8 @@ class TrainConfig:
     min_lr: float | None = None  # learning rate at the end; None: a tenth of --max-lr
     warmup_steps: int = 715  # steps of linear warm-up: GPT-3's 375M tokens at 524,288 a step
     weight_decay: float = 0.1  # for matrices and embeddings; biases and norms have none
-    seed: int = 1337  # for the weights and the samples
+    shuffle: bool = False  # shuffle shards, and documents within each, anew every epoch
+    seed: int = 1337  # for the weights, the shuffling and the samples
     eval_every: int = 250  # steps between evaluations; also at the start and the end
     val_tokens: int = 20 * 2**19  # validation tokens, always the same; fewer if the data has fewer
     hellaswag: str = hellaswag.HUB
@@ -284,6 +285,7 @@ PRESETS = {
         B=16, T=128, total_batch_size=16 * 128,
         max_steps=3000, max_lr=5e-3, min_lr=0.0, warmup_steps=50,
         weight_decay=0.3,
+        shuffle=True,
         prompt="The ", sample_tokens=160, temperature=0.8,
         hellaswag="heldout", hellaswag_limit=500,
         eval_every=500, print_every=50,

@@ -181,7 +181,8 @@ def describe(config, t, exam):
                     + f", from {config.init_from}" * bool(config.init_from)),
         ("vocabulary", f"{tokenizer_name(c.vocab_size)}, {c.vocab_size:,} ids"
                        + (f", computed as {c.vocab_size + missing:,}" if missing else "")),
-        ("training", f"{train.n_tokens:,} tokens in {len(train.shards)} shards of {config.data}"),
+        ("training", f"{train.n_tokens:,} tokens in {len(train.shards)} shards of {config.data}, "
+                     f"{'shuffled' if config.shuffle else 'in the order on disk'}"),
         ("validation", f"{n_val:,} tokens every {config.eval_every} steps"),
         ("HellaSwag", f"{n_examples:,} examples of {config.hellaswag}" if n_examples else "none"),
         ("steps", f"{t.max_steps:,} = {t.max_steps * total / train.n_tokens:.2f} epochs, "

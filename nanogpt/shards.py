@@ -127,13 +127,19 @@ def python_manual(T):
 
 class TokenStream:
     """Shards end to end, epoch after epoch: one endless sequence of tokens, read at any position.
+
+    seed: None keeps the order on disk; a number shuffles the shards, and the documents within
+    each shard, anew every epoch. The token at a position depends on nothing else.
     """
 
     CHUNK = 2**22  # tokens searched at a time: 8 MB
 
-    def __init__(self, shards, vocab_size, verify=True):
-        self.shards, self.vocab_size = shards, vocab_size
+    def __init__(self, shards, vocab_size, seed=None, verify=True):
+        self.shards, self.vocab_size, self.seed = shards, vocab_size, seed
         self.n_tokens = sum(shard.n_tokens for shard in shards)  # of one epoch
+        # the next batch is most often in the same shard
+        self.documents = functools.lru_cache(maxsize=8)(self._documents)
+        self.layout = functools.lru_cache(maxsize=8)(self._layout)
         self.verify = verify  # compare a shard with its checksum when it is first needed
         self.verified = set()  # indices of shards whose checksum was right
 
@@ -146,22 +152,27 @@ class TokenStream:
         return out
 
     def place(self, position):
-        """A position as (index of its shard, offset in the shard)."""
-        offset = position % self.n_tokens  # in its epoch
-        for i in range(len(self.shards)):
+        """A position as (epoch, index of its shard, offset in the shard)."""
+        epoch, offset = divmod(position, self.n_tokens)
+        for i in self._order(epoch):
             if offset < self.shards[i].n_tokens:
-                return i, offset
+                return epoch, int(i), offset
             offset -= self.shards[i].n_tokens
 
     def look_at(self, position, n):
         """Check the shards that hold the n tokens from `position` on, each of them once."""
         while n > 0 and self.verify:
-            i, offset = self.place(position)
+            _, i, offset = self.place(position)
             if self.shards[i].sha256 and i not in self.verified:
                 self.check(shards=[self.shards[i]])
                 self.verified.add(i)
             left = self.shards[i].n_tokens - offset
             position, n = position + left, n - left
+
+    def _order(self, epoch):
+        if self.seed is None:
+            return range(len(self.shards))
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.shards))
 
     def check(self, progress=False, shards=None):
         """Check `shards`; None, before a run starts: those without a checksum. Raises UserError
@@ -179,11 +190,39 @@ class TokenStream:
                     raise UserError(f"{shard.name} holds the id {largest}, and the vocabulary ends "
                                     f"at {self.vocab_size - 1}: it is from another tokenizer")
 
-    def _read_shard(self, i, offset, out):
+    def _documents(self, i):
+        """Positions in shard i where documents begin: 0, and every end-of-text. int64, sorted."""
+        shard, starts = self.shards[i], [[0]]
+        for begin in range(0, shard.n_tokens, self.CHUNK):
+            tokens = shard.open()[begin : begin + self.CHUNK]
+            starts.append(begin + np.flatnonzero(tokens == self.vocab_size - 1))
+        return np.unique(np.concatenate(starts))
+
+    def _layout(self, epoch, i):
+        """The documents of shard i in this epoch's order: their starts and lengths on disk, and
+        where each ends once they are laid end to end. In the order on disk, the whole shard counts
+        as one document."""
+        n_tokens = self.shards[i].n_tokens
+        if self.seed is None:
+            return [0], [n_tokens], np.array([n_tokens])
+        starts = self.documents(i)
+        lengths = np.diff(starts, append=n_tokens)
+        order = np.random.default_rng((self.seed, epoch, i)).permutation(len(starts))
+        return starts[order], lengths[order], np.cumsum(lengths[order])
+
+    def _read_shard(self, epoch, i, offset, out):
         """Fill `out` from shard i. Returns how many tokens it had: the shard may end first."""
-        part = self.shards[i].open()[offset : offset + len(out)]
-        out[: len(part)] = part  # to int64: torch has few operations for uint16
-        return len(part)
+        starts, lengths, ends = self.layout(epoch, i)
+        tokens, filled = self.shards[i].open(), 0
+        document = int(np.searchsorted(ends, offset, side="right"))
+        while filled < len(out) and document < len(ends):
+            left = ends[document] - offset  # tokens of this document from here on
+            stop = starts[document] + lengths[document]
+            part = tokens[stop - left : min(stop, stop - left + len(out) - filled)]
+            out[filled : filled + len(part)] = part  # to int64: torch has few uses for uint16
+            filled, offset = filled + len(part), offset + len(part)
+            document += 1
+        return filled
 
 
 def validation_rows(stream, n_tokens, T):
@@ -202,8 +241,8 @@ def load_data(config, verify=True):
         train, val = python_manual(config.T)
     else:
         train, val = find_shards(config.data, tokenizer)
-    train = TokenStream(train, config.vocab_size, verify)
-    val = TokenStream(val, config.vocab_size, verify)
+    train = TokenStream(train, config.vocab_size, config.seed if config.shuffle else None, verify)
+    val = TokenStream(val, config.vocab_size, verify=verify)
     if train.n_tokens <= config.total_batch_size:
         raise UserError(f"{config.data} holds {train.n_tokens} training tokens, less than one "
                         f"batch of {config.total_batch_size} and its last target: "

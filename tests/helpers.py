@@ -62,11 +62,11 @@ def first_batch(tokens, B, T):
     return train_gpt2.DataLoader(stream_of(tokens), B, T).next_batch()
 
 
-def stream_of(tokens, vocab_size=257, parts=1):
+def stream_of(tokens, vocab_size=257, seed=None, parts=1):
     """A TokenStream over tokens in memory, cut into `parts` shards."""
     arrays = np.array_split(np.asarray(tokens, dtype=np.uint16), parts)
     shards = [Shard(f"part {i}", len(a), lambda a=a: a) for i, a in enumerate(arrays)]
-    return TokenStream(shards, vocab_size)
+    return TokenStream(shards, vocab_size, seed)
 
 
 def learn_by_heart(model, tokens, B, T, updates, lr):
@@ -134,6 +134,7 @@ def sign_shards(folder):
 def load_streams(folder, *flags, shuffle=False, **more):
     """The two TokenStreams of a run on `folder`, of bytes and of 8 tokens a step."""
     small = ["--vocab-size", "257", "--B", "1", "--T", "8", "--total-batch-size", "8"]
+    small.append("--shuffle" if shuffle else "--no-shuffle")
     config = train_gpt2.parse_args(["--data", str(folder), *small, *flags])
     return train_gpt2.load_data(config, **more)
 
@@ -163,7 +164,8 @@ def peak():
 
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
 before = peak()
-stream = TokenStream([open_shard(path)], 50257)
+seed = None if seed == "None" else int(seed)
+stream = TokenStream([open_shard(path)], 50257, seed)
 for position in range(0, stream.n_tokens, int(step)):
     stream.read(position, 64 * 1024 + 1)
 print(peak() - before)
@@ -189,6 +191,7 @@ TINY = [
     "--max-lr", "3e-3",
     "--min-lr", "3e-4", "--warmup-steps", "2",
     "--weight-decay", "0.1",
+    "--no-shuffle",
     "--prompt", "Hello, I'm a language model,", "--sample-tokens", "8", "--temperature", "1.0",
     "--hellaswag", "none",
 ]

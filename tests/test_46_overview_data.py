@@ -16,12 +16,12 @@ def overview(out):
 @pytest.mark.slow
 def test_the_rows_of_a_run(tmp_path):
     data = write_shards(tmp_path / "shards")
-    done = start("train_gpt2.py", *TINY, "--data", data, "--out-dir", tmp_path / "run",
+    done = start("train_gpt2.py", *TINY, "--data", data, "--out-dir", tmp_path / "run", "--shuffle",
                  "--max-steps", 2, "--val-tokens", 1000, "--eval-every", 5, "--sample-tokens", 0,
                  "--hellaswag", "heldout", "--hellaswag-limit", 20, ranks=2)
     assert done.returncode == 0, done.stderr
     rows = overview(done.stdout)
-    assert rows["training"] == f"40,000 tokens in 2 shards of {data}"
+    assert rows["training"] == f"40,000 tokens in 2 shards of {data}, shuffled"
     assert rows["validation"] == "992 tokens every 5 steps"  # 31 whole rows of 32
     assert rows["HellaSwag"] == "20 examples of heldout"
     assert rows["steps"] == "2 = 0.03 epochs, 2 of warm-up (the run ends in it)"
@@ -58,4 +58,5 @@ def test_what_is_not_done_is_said():
     rows = rows_of(train=stream_of(text_tokens(5000), parts=3))
     assert rows["HellaSwag"] == "none"
     assert rows["training"].startswith("5,000 tokens in 3 shards of ")
+    assert rows["training"].endswith(", in the order on disk")
     assert rows["batch"] == "512 tokens = 8 x 32 x 1 ranks x 2 micro-steps"

@@ -35,7 +35,7 @@ def swap(a, b):
     b.write_bytes(a_bytes)
 
 
-@pytest.mark.parametrize("shuffle", [False])
+@pytest.mark.parametrize("shuffle", [False, True])
 def test_another_shard_in_its_place_is_found_at_the_first_read(shuffle, folder):
     """Two of the same size, swapped; the others are read as before."""
     swap(folder / "text_train_000002.npy", folder / "text_train_000003.npy")
