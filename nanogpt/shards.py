@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,12 +28,23 @@ class Shard:
 
 
 def open_shard(path):
-    """A Shard from an .npy file. Raises UserError if it is not a complete one."""
+    """A Shard from one of our .npy files or llm.c's .bin files. Raises UserError for any other.
+
+    .bin: 256 int32 (magic 20240520, version 1, number of tokens, zeros), then uint16 tokens.
+    """
     path = Path(path)
     try:
         size = path.stat().st_size
-        tokens = np.lib.format.open_memmap(path, mode="r")  # .npy only, and never a pickle
-        offset, shape, dtype = tokens.offset, tokens.shape, tokens.dtype
+        if path.suffix == ".bin":
+            header = np.fromfile(path, dtype="<i4", count=256)
+            if len(header) < 256 or (header[0], header[1]) != (20240520, 1):
+                raise ValueError("no llm.c header")
+            offset, shape, dtype = 1024, (int(header[2]),), np.dtype("<u2")
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # numpy warns of headers that Python 2 wrote
+                tokens = np.lib.format.open_memmap(path, mode="r")  # .npy, and never a pickle
+            offset, shape, dtype = tokens.offset, tokens.shape, tokens.dtype
         if dtype != np.uint16 or len(shape) != 1:
             raise ValueError(f"{dtype} of shape {shape}, not uint16 in one dimension")
         if size != offset + 2 * shape[0]:
@@ -49,14 +61,14 @@ def open_shard(path):
 def find_shards(folder, tokenizer):
     """The train and the validation shards of a folder, in the order of their names.
 
-    Names end in _train_000001.npy, _val_000000.npy. If there is a manifest.json, it must list
-    these shards and name `tokenizer`. Raises UserError.
+    Names end in _train_000001.npy, _val_000000.npy, or the same with .bin. If there is a
+    manifest.json, it must list these shards and name `tokenizer`. Raises UserError.
     """
     way_out = 'run "python fineweb.py", or try "python train_gpt2.py laptop"'
     shards = {"train": [], "val": []}
     folder = Path(folder)
     for path in sorted(folder.glob("*")):
-        if match := re.search(r"_(train|val)(_\d+)?\.npy$", path.name):
+        if match := re.search(r"_(train|val)(_\d+)?\.(npy|bin)$", path.name):
             shards[match[1]].append(open_shard(path))
     if (folder / "manifest.json").exists():
         sums = check_manifest(folder / "manifest.json", tokenizer, shards["train"] + shards["val"])
