@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
 import hellaswag
-from nanogpt.checkpoints import RunFolder
+from nanogpt.checkpoints import RunFolder, read_tensors, restore
 from nanogpt.ranks import Ranks, autocast, compile_model, init_ranks, one_rank_first, sum_over_ranks
 from nanogpt.report import (
     Progress, describe, print_ending, print_table, report_evaluation, save_curves,
@@ -257,6 +257,7 @@ class TrainConfig:
     sample_tokens: int = 32  # new tokens in each of the four samples; 0: no samples
     temperature: float = 1.0  # of the samples; lower is less random, 0 takes the likeliest token
     checkpoint_every: int = 5000  # steps between checkpoints; also at the end
+    resume: bool = False  # resume from the newest checkpoint in --out-dir, if there is one
     print_every: int = 1  # steps between printed lines; the log has every step
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -398,6 +399,7 @@ class Training:
     max_steps: int = 0
     compiled: nn.Module | None = None  # net, compiled; None if it is not
     step: int = 0  # updates made
+    evaluated: int | None = None  # the step of the last evaluation
 
 
 def accumulate_gradients(t):
@@ -547,8 +549,9 @@ def init_model(config, verbose=False):
     return model
 
 
-def prepare_training(config, net, stream, ranks):
-    """A Training of `net` on the stream's tokens."""
+def prepare_training(config, net, stream, ranks, saved):
+    """A Training of `net` on the stream's tokens. saved: the facts of the checkpoint to resume
+    from, or {}."""
     device = ranks.device
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
@@ -562,8 +565,11 @@ def prepare_training(config, net, stream, ranks):
     scaler = torch.amp.GradScaler(device.type, enabled=ranks.dtype == torch.float16)
     loader = DataLoader(stream, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size)
     grad_accum_steps = check_config(config, ranks.ddp_world_size)
-    return Training(net, model, optimizer, scaler, loader, grad_accum_steps, ranks,
-                    count_steps(config, stream), compiled)
+    t = Training(net, model, optimizer, scaler, loader, grad_accum_steps, ranks,
+                 count_steps(config, stream), compiled)
+    if saved:
+        restore(t, saved, read_tensors(saved["folder"]))
+    return t
 
 
 def training_loop(config, t, exam, folder):
@@ -573,8 +579,10 @@ def training_loop(config, t, exam, folder):
         last_step = t.step >= t.max_steps
 
         # ---- once in a while: how good is it?
-        if t.step % config.eval_every == 0 or last_step:
+        due = t.step % config.eval_every == 0 or last_step
+        if due and t.step != t.evaluated:
             found = evaluate(config, t, exam)
+            t.evaluated = t.step
             report_evaluation(t.step, found, folder.log)
 
         # ---- once in a while: save
@@ -615,10 +623,11 @@ def main():
                          n_embd=net.config.n_embd)
     exam = Exam(val, enc, encoded)
     folder = RunFolder(config, ranks)
-    t = prepare_training(config, net, train, ranks)
+    saved = folder.open(train)
+    t = prepare_training(config, net, train, ranks, saved)
     folder.log.begin(config, t)
     if ranks.master_process:
-        print_table(describe(config, t, exam))
+        print_table(describe(config, t, exam, saved))
     training_loop(config, t, exam, folder)
     if ranks.master_process:
         save_curves(folder.log.path, Path(config.out_dir) / "curves.png")

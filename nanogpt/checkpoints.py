@@ -6,9 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from nanogpt.common import UserError
 from nanogpt.disk import check_writable, save_file, whole
 from nanogpt.report import Log
+from nanogpt.weights import TRANSPOSED
 
 FILES = ("config.json", "model.safetensors", "state.json", "state.safetensors")
 OURS = re.compile(  # no files but these are ever deleted; .tmp...: while they are written
@@ -34,6 +38,43 @@ def save_checkpoint(folder, t, config):
         (path / "state.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
+def find_checkpoints(out_dir):
+    """(step, folder) of every checkpoint in a run's folder, the oldest first."""
+    named = ((re.fullmatch(r"checkpoint_([0-9]{6,})", path.name), path)
+             for path in Path(out_dir).glob("checkpoint_*"))
+    return sorted((int(match[1]), path) for match, path in named if match)
+
+
+def read_facts(folder):
+    """A checkpoint's state.json as a dict: step, position, scaler, config."""
+    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+
+
+def read_tensors(folder):
+    """All tensors of a checkpoint by name: weights, optimizer state, random states."""
+    folder = Path(folder)
+    try:
+        return load_file(folder / "model.safetensors") | load_file(folder / "state.safetensors")
+    except (OSError, SafetensorError) as error:  # somebody moved it a moment ago
+        raise UserError(f"cannot read {folder} ({error}): start again with --resume") from None
+
+
+@torch.no_grad()
+def restore(t, facts, tensors):
+    """Load the facts and tensors of a checkpoint into the Training `t`."""
+    t.loader.position, t.step = facts["position"], facts["step"]
+    t.evaluated = t.step  # the evaluation comes before the checkpoint
+    for name, p in t.net.named_parameters():
+        weight = tensors[name]
+        p.copy_(weight.t() if name.endswith(TRANSPOSED) else weight)
+        # copy: load_file's tensors are mapped from the file. Before the first update there are none
+        t.optimizer.state[p] = {kind: tensors[f"{kind}.{name}"].to(p.device, copy=True)
+                                for kind in ("step", "exp_avg", "exp_avg_sq")
+                                if f"{kind}.{name}" in tensors}
+    if facts["scaler"] and t.scaler.is_enabled():
+        t.scaler.load_state_dict(facts["scaler"])
+
+
 class RunFolder:
     """A run's --out-dir: its log and its checkpoints."""
 
@@ -42,11 +83,21 @@ class RunFolder:
         if ranks.master_process:
             check_writable(config.out_dir)
         self.log = Log(Path(config.out_dir) / "log.txt", ranks.master_process)
-        self.newest = None  # folder of the last checkpoint
+        self.newest = None  # folder of the checkpoint that was last saved or resumed from
+
+    def open(self, stream):
+        """The newest checkpoint's facts with --resume, else {}. stream: the training tokens."""
+        found = find_checkpoints(self.config.out_dir) if self.config.resume else []
+        if not found:
+            return {}
+        self.newest = found[-1][1]
+        return read_facts(self.newest) | {"folder": str(self.newest)}
 
     def save(self, t):
-        """Write a checkpoint of the Training `t`, from the master process."""
+        """Save a checkpoint of the Training `t`, unless this step already has one."""
         folder = Path(self.config.out_dir) / f"checkpoint_{t.step:06d}"
+        if folder == self.newest:
+            return
         if self.ranks.master_process:
             save_checkpoint(folder, t, self.config)
         self.newest = folder

@@ -161,7 +161,7 @@ def flops_per_token(model, T):
     return 6 * weights + 12 * c.n_layer * c.n_embd * T
 
 
-def describe(config, t, exam):
+def describe(config, t, exam, saved=None):
     """What the run found and will do, as (name, text) rows."""
     c, ranks, train = t.net.config, t.ranks, t.loader.stream
     device, dtype = ranks.device, ranks.dtype
@@ -171,7 +171,7 @@ def describe(config, t, exam):
     total, missing = config.total_batch_size, -c.vocab_size % t.net.vocab_multiple
     n_val = validation_rows(exam.val, config.val_tokens, config.T) * config.T
     n_examples = len(exam.encoded)
-    return [
+    rows = [
         ("device", f"{card}, {ranks.ddp_world_size} process{'es' * (ranks.ddp_world_size > 1)}"),
         ("precision", f"{str(dtype)[6:]} products"
                       + ", loss scaled" * (dtype == torch.float16)
@@ -192,6 +192,9 @@ def describe(config, t, exam):
                   f"x {t.grad_accum_steps} micro-steps"),
         ("folder", config.out_dir),
     ]
+    if saved:
+        rows.append(("resumed", f"at step {t.step:,} of {saved['folder']}"))
+    return rows
 
 
 def print_table(rows):
