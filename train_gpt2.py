@@ -625,7 +625,7 @@ def main():
     folder = RunFolder(config, ranks)
     saved = folder.open(train)
     t = prepare_training(config, net, train, ranks, saved)
-    folder.log.begin(config, t)
+    folder.log.begin(config, t, saved)
     if ranks.master_process:
         print_table(describe(config, t, exam, saved))
     training_loop(config, t, exam, folder)

@@ -19,19 +19,19 @@ OURS = re.compile(  # no files but these are ever deleted; .tmp...: while they a
     r"(config|state|manifest)\.json|(model|state)\.safetensors|\.(config|model)\.\w+\.tmp|\.tmp\w{6}")
 
 
-def save_checkpoint(folder, t, config):
+def save_checkpoint(folder, t, config, **facts):
     """Write a folder that transformers opens, with all else that the Training `t` needs to resume;
     complete, or not at all.
 
     state.safetensors holds the optimizer's tensors under their parameters' names, and torch's
-    random state. state.json holds the rest. Neither can run code when it is read.
+    random state. state.json holds the rest, and `facts`. Neither can run code when it is read.
     """
     names = {p: name for name, p in t.net.named_parameters()}
     tensors = {f"{kind}.{names[p]}": value for p, values in t.optimizer.state.items()
                for kind, value in values.items()}
     tensors["rng"] = torch.get_rng_state()
-    facts = dict(step=t.step, position=t.loader.position, scaler=t.scaler.state_dict(),
-                 config=asdict(config))
+    facts |= dict(step=t.step, position=t.loader.position, scaler=t.scaler.state_dict(),
+                  config=asdict(config))
     with whole(folder, OURS) as path:
         t.net.save_pretrained(path)
         save_file(tensors, path / "state.safetensors")
@@ -99,5 +99,5 @@ class RunFolder:
         if folder == self.newest:
             return
         if self.ranks.master_process:
-            save_checkpoint(folder, t, self.config)
+            save_checkpoint(folder, t, self.config, log_size=self.log.size())
         self.newest = folder

@@ -18,11 +18,10 @@ class UserError(ValueError):
     """Something the user can fix. The message names the thing, its value and the way out."""
 
 
+@terminal.readers_may_leave()
 @terminal.interruptible()
 def run(main):
     """Call main(); what the user can fix becomes one line on stderr and exit status 2."""
-    if hasattr(sys.stdout, "reconfigure"):  # samples on a terminal of another code page
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except (UserError, OSError) as error:  # OSError: the disk is full, a file may not be read

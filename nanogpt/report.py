@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import re
 import time
@@ -52,11 +53,30 @@ class Log:
     def note(self, **facts):
         self.line(f"# {json.dumps(facts)}")
 
-    def begin(self, config, t):
-        """Write a run's header line: its settings, its size, its versions and its machine."""
-        self.note(config=asdict(config), ranks=t.ranks.ddp_world_size, device=str(t.ranks.device),
+    def begin(self, config, t, saved):
+        """Write a run's header; or a note if the run resumes and its log is still here."""
+        resumed = bool(saved) and self.cut(saved["log_size"])
+        if not resumed:
+            self.cut(self.whole_lines())
+        self.note(**({"resumed": t.step} if resumed else {"config": asdict(config)}),
+                  ranks=t.ranks.ddp_world_size, device=str(t.ranks.device),
                   parameters=t.net.num_params(), max_steps=t.max_steps, torch=torch.__version__,
                   python=platform.python_version(), system=platform.platform())
+
+    def size(self):
+        """The file's size in bytes, 0 if there is no file."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, size):
+        """Cut off what a killed run wrote after the first `size` bytes. Returns whether the file
+        now has exactly that size."""
+        if self.master_process and self.size() > size:
+            os.truncate(self.path, size)
+        return self.size() == size
+
+    def whole_lines(self):
+        """Size up to the end of the last complete line: a killed run may leave half a line."""
+        return self.path.read_bytes().rfind(b"\n") + 1 if self.path.exists() else 0
 
 
 def read_log(path):

@@ -1,8 +1,10 @@
 """The terminal that a program is started from, and may lose."""
 
 import contextlib
+import errno
 import os
 import signal
+import stat
 import sys
 
 
@@ -44,3 +46,51 @@ def ctrl_c_stays():
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Stream:
+    """stdout or stderr. When a write fails because the reader has left (a closed terminal, or
+    `| head`), the rest goes to nobody, and the program continues."""
+
+    def __init__(self, stream):
+        self.stream, self.lost = stream or open(os.devnull, "w", encoding="utf-8"), None
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text, flush=False):
+        try:
+            self.stream.flush() if flush else self.stream.write(text)
+        except UnicodeEncodeError:  # samples on a terminal of another code page
+            self.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+        except BlockingIOError:  # another program made the pipe non-blocking, and it is full
+            os.set_blocking(self.fileno(), True)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # a notebook's stream has no number
+                on_disk = stat.S_ISREG(os.fstat(self.fileno()).st_mode)
+                self.lost = error if on_disk or error.errno == errno.ENOSPC else self.lost
+                with open(os.devnull, "w", encoding="utf-8") as null:
+                    os.dup2(null.fileno(), self.fileno())
+
+    def flush(self):
+        self.write("", flush=True)
+
+
+@contextlib.contextmanager
+def readers_may_leave():
+    """Inside, printing never fails. Restores sys.stdout and sys.stderr."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass  # started with >&-: give stdout's number away before a file of the run gets it
+    os.close(number)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = out, err = [Stream(stream) for stream in before]
+    try:
+        yield
+        out.flush()
+        if out.lost:
+            print(f"error: standard output is incomplete ({out.lost})", file=err)
+            sys.exit(2)
+    finally:
+        out.flush()
+        err.flush()
+        sys.stdout, sys.stderr = before

@@ -5,13 +5,23 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, load_streams, refusal, sign_shards, small_gpt, write_shards
+from helpers import (
+    TINY,
+    load_streams,
+    main_here,
+    refusal,
+    sign_shards,
+    small_gpt,
+    start,
+    write_shards,
+)
 
 import train_gpt2
 from nanogpt.common import UserError
 from nanogpt.disk import digest
 from nanogpt.ranks import Ranks
 from nanogpt.shards import TokenStream
+from nanogpt.report import read_log
 
 pytestmark = pytest.mark.slow
 
@@ -141,12 +151,21 @@ def test_without_checksums_all_is_looked_at_before_the_start(tmp_path):
         train.check()
 
 
-def test_the_run_ends_in_one_line(folder, tmp_path, monkeypatch, capsys):
-    """The third shard is damaged: steps on the first two, a checkpoint, one line."""
+def test_the_run_ends_in_one_line_and_can_go_on(folder, tmp_path, monkeypatch, capsys):
+    """The third shard is damaged: steps on the first two, a checkpoint, one line. Once it is
+    repaired, the run resumes from there."""
     path = folder / "text_train_000003.npy"
+    good = path.read_bytes()
     change(path, 5, 7)
     flags = [*TINY, "--data", folder, "--val-tokens", 512, "--sample-tokens", 0, "--max-steps", 7,
              "--checkpoint-every", 2, "--out-dir", tmp_path / "run"]
     said = refusal(train_gpt2.main, *flags, monkeypatch=monkeypatch, capsys=capsys)
     assert f"{path} is not the file that its manifest lists" in said
     assert (tmp_path / "run" / "checkpoint_000002").exists()
+    path.write_bytes(good)
+    done = start("train_gpt2.py", *flags, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "resumed    | at step 2 of" in done.stdout
+    main_here(monkeypatch, *flags[:-1], tmp_path / "unbroken")
+    assert read_log(tmp_path / "run" / "log.txt")["train"] == read_log(
+        tmp_path / "unbroken" / "log.txt")["train"]
