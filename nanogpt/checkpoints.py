@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from nanogpt.common import UserError
 from nanogpt.disk import check_writable, save_file, whole
+from nanogpt.ranks import sum_over_ranks
 from nanogpt.report import Log
 from nanogpt.weights import TRANSPOSED
 
@@ -19,17 +20,17 @@ OURS = re.compile(  # no files but these are ever deleted; .tmp...: while they a
     r"(config|state|manifest)\.json|(model|state)\.safetensors|\.(config|model)\.\w+\.tmp|\.tmp\w{6}")
 
 
-def save_checkpoint(folder, t, config, **facts):
+def save_checkpoint(folder, t, config, rng=None, **facts):
     """Write a folder that transformers opens, with all else that the Training `t` needs to resume;
     complete, or not at all.
 
-    state.safetensors holds the optimizer's tensors under their parameters' names, and torch's
-    random state. state.json holds the rest, and `facts`. Neither can run code when it is read.
+    state.safetensors holds tensors, the optimizer's by the names of their parameters, and `rng`,
+    random_states() of all ranks. state.json holds the rest, and `facts`. Neither can run code.
     """
     names = {p: name for name, p in t.net.named_parameters()}
     tensors = {f"{kind}.{names[p]}": value for p, values in t.optimizer.state.items()
                for kind, value in values.items()}
-    tensors["rng"] = torch.get_rng_state()
+    tensors |= rng or {"rng.cpu": torch.get_rng_state()[None]}
     facts |= dict(step=t.step, position=t.loader.position, scaler=t.scaler.state_dict(),
                   config=asdict(config))
     with whole(folder, OURS) as path:
@@ -73,6 +74,26 @@ def restore(t, facts, tensors):
                                 if f"{kind}.{name}" in tensors}
     if facts["scaler"] and t.scaler.is_enabled():
         t.scaler.load_state_dict(facts["scaler"])
+    # a rank without a row keeps its own state. clone: given a row of a larger tensor, torch reads
+    # from the wrong place
+    rank, device = t.ranks.ddp_rank, t.ranks.device
+    if rank < len(tensors["rng.cpu"]):
+        torch.set_rng_state(tensors["rng.cpu"][rank].cpu().clone())
+    if device.type == "cuda" and rank < len(tensors.get("rng.cuda", ())):
+        torch.cuda.set_rng_state(tensors["rng.cuda"][rank].cpu().clone(), device)
+
+
+def random_states(ranks):
+    """The states of torch's random generators, on the CPU: {"rng.cpu": (ranks, bytes) uint8, on
+    GPUs also "rng.cuda"}. All ranks must call it together."""
+    states = {"rng.cpu": torch.get_rng_state()}
+    if ranks.device.type == "cuda":
+        states["rng.cuda"] = torch.cuda.get_rng_state(ranks.device)
+    for name, state in states.items():
+        every = torch.zeros(ranks.ddp_world_size, len(state), dtype=torch.uint8)
+        every[ranks.ddp_rank] = state  # the other ranks fill the other rows
+        states[name] = sum_over_ranks(every, ranks).cpu()
+    return states
 
 
 class RunFolder:
@@ -98,6 +119,7 @@ class RunFolder:
         folder = Path(self.config.out_dir) / f"checkpoint_{t.step:06d}"
         if folder == self.newest:
             return
+        rng = random_states(self.ranks)
         if self.ranks.master_process:
-            save_checkpoint(folder, t, self.config, log_size=self.log.size())
+            save_checkpoint(folder, t, self.config, rng, log_size=self.log.size())
         self.newest = folder
