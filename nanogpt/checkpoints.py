@@ -1,6 +1,7 @@
 """A run's state: checkpoints, complete or absent, and which of them to resume from."""
 
 import json
+import math
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -96,6 +97,30 @@ def random_states(ranks):
     return states
 
 
+# Settings that a resumed run may not change: they make another network or another order of the
+# tokens. All others may change, and the log says which did.
+HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "seed")
+
+
+def changed_settings(config, facts, shards):
+    """{setting: [then, now]} where they differ. Raises UserError if this run cannot resume."""
+    then, now = facts["config"], asdict(config)
+    changed = {name: [then.get(name), now[name]] for name in now
+               if name not in ("out_dir", "resume") and then.get(name) != now[name]}
+    for name in HELD:
+        if name in changed:
+            raise UserError(f"{config.out_dir} was begun with --{name.replace('_', '-')} "
+                            f"{changed[name][0]}, not {changed[name][1]}: give that value, or "
+                            "choose another --out-dir")
+    if facts["shards"] != shards:
+        raise UserError(f"--data {config.data} does not hold the training shards that "
+                        f"{config.out_dir} was begun with: name those, or choose another --out-dir")
+    if facts["step"] > (config.max_steps or math.inf):
+        raise UserError(f"--max-steps {config.max_steps}: {config.out_dir} is at step "
+                        f"{facts['step']} already: give more, or choose another --out-dir")
+    return changed
+
+
 class RunFolder:
     """A run's --out-dir: its log and its checkpoints."""
 
@@ -105,14 +130,18 @@ class RunFolder:
             check_writable(config.out_dir)
         self.log = Log(Path(config.out_dir) / "log.txt", ranks.master_process)
         self.newest = None  # folder of the checkpoint that was last saved or resumed from
+        self.shards = []  # names and sizes of the training shards: a resume must find the same
 
     def open(self, stream):
         """The newest checkpoint's facts with --resume, else {}. stream: the training tokens."""
         found = find_checkpoints(self.config.out_dir) if self.config.resume else []
+        self.shards = [[Path(shard.name).name, shard.n_tokens] for shard in stream.shards]
         if not found:
             return {}
         self.newest = found[-1][1]
-        return read_facts(self.newest) | {"folder": str(self.newest)}
+        facts = read_facts(self.newest)
+        return facts | {"folder": str(self.newest),
+                        "changed": changed_settings(self.config, facts, self.shards)}
 
     def save(self, t):
         """Save a checkpoint of the Training `t`, unless this step already has one."""
@@ -121,5 +150,6 @@ class RunFolder:
             return
         rng = random_states(self.ranks)
         if self.ranks.master_process:
-            save_checkpoint(folder, t, self.config, rng, log_size=self.log.size())
+            save_checkpoint(folder, t, self.config, rng, log_size=self.log.size(),
+                            shards=self.shards)
         self.newest = folder

@@ -58,7 +58,10 @@ class Log:
         resumed = bool(saved) and self.cut(saved["log_size"])
         if not resumed:
             self.cut(self.whole_lines())
-        self.note(**({"resumed": t.step} if resumed else {"config": asdict(config)}),
+        header = {"config": asdict(config)}
+        if resumed:
+            header = {"resumed": t.step, "changed": saved["changed"]}
+        self.note(**header,
                   ranks=t.ranks.ddp_world_size, device=str(t.ranks.device),
                   parameters=t.net.num_params(), max_steps=t.max_steps, torch=torch.__version__,
                   python=platform.python_version(), system=platform.platform())
@@ -213,7 +216,8 @@ def describe(config, t, exam, saved=None):
         ("folder", config.out_dir),
     ]
     if saved:
-        rows.append(("resumed", f"at step {t.step:,} of {saved['folder']}"))
+        changes = "".join(f", {name} {a} -> {b}" for name, (a, b) in saved["changed"].items())
+        rows.append(("resumed", f"at step {t.step:,} of {saved['folder']}{changes}"))
     return rows
 
 
