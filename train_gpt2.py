@@ -32,7 +32,9 @@ from tqdm import tqdm
 
 import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
-from nanogpt.ranks import Ranks, autocast, compile_model, init_ranks, one_rank_first, sum_over_ranks
+from nanogpt.ranks import (
+    Ranks, autocast, compile_model, init_ranks, one_rank_first, share, sum_over_ranks,
+)
 from nanogpt.report import (
     Progress, describe, print_ending, print_table, report_evaluation, save_curves,
 )
@@ -568,7 +570,8 @@ def prepare_training(config, net, stream, ranks, saved):
     t = Training(net, model, optimizer, scaler, loader, grad_accum_steps, ranks,
                  count_steps(config, stream), compiled)
     if saved:
-        restore(t, saved, read_tensors(saved["folder"]))
+        tensors = read_tensors(saved["folder"]) if ranks.master_process else {}
+        restore(t, saved, share(tensors, ranks))
     return t
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from nanogpt.common import UserError
 from nanogpt.disk import check_writable, save_file, whole
-from nanogpt.ranks import sum_over_ranks
+from nanogpt.ranks import on_master, sum_over_ranks
 from nanogpt.report import Log
 from nanogpt.weights import TRANSPOSED
 
@@ -43,7 +43,7 @@ def save_checkpoint(folder, t, config, rng=None, **facts):
 def find_checkpoints(out_dir):
     """(step, folder) of every checkpoint in a run's folder, the oldest first."""
     named = ((re.fullmatch(r"checkpoint_([0-9]{6,})", path.name), path)
-             for path in Path(out_dir).glob("checkpoint_*"))
+             for path in Path(out_dir).iterdir())  # glob would find none if it may not look
     return sorted((int(match[1]), path) for match, path in named if match)
 
 
@@ -69,8 +69,8 @@ def restore(t, facts, tensors):
     for name, p in t.net.named_parameters():
         weight = tensors[name]
         p.copy_(weight.t() if name.endswith(TRANSPOSED) else weight)
-        # copy: load_file's tensors are mapped from the file. Before the first update there are none
-        t.optimizer.state[p] = {kind: tensors[f"{kind}.{name}"].to(p.device, copy=True)
+        # before the first update there are none
+        t.optimizer.state[p] = {kind: tensors[f"{kind}.{name}"]
                                 for kind in ("step", "exp_avg", "exp_avg_sq")
                                 if f"{kind}.{name}" in tensors}
     if facts["scaler"] and t.scaler.is_enabled():
@@ -126,21 +126,26 @@ class RunFolder:
 
     def __init__(self, config, ranks):
         self.config, self.ranks = config, ranks
-        if ranks.master_process:
-            check_writable(config.out_dir)
         self.log = Log(Path(config.out_dir) / "log.txt", ranks.master_process)
         self.newest = None  # folder of the checkpoint that was last saved or resumed from
         self.shards = []  # names and sizes of the training shards: a resume must find the same
 
     def open(self, stream):
-        """The newest checkpoint's facts with --resume, else {}. stream: the training tokens."""
-        found = find_checkpoints(self.config.out_dir) if self.config.resume else []
+        """The facts of the checkpoint to resume from, on every rank, or {}. stream: the training
+        tokens."""
         self.shards = [[Path(shard.name).name, shard.n_tokens] for shard in stream.shards]
+        saved = on_master(self.ranks, self.look)
+        self.newest = Path(saved["folder"]) if saved else None
+        return saved
+
+    def look(self):
+        """The master's part of open()."""
+        check_writable(self.config.out_dir, "log.txt", "curves.png")
+        found = find_checkpoints(self.config.out_dir) if self.config.resume else []
         if not found:
             return {}
-        self.newest = found[-1][1]
-        facts = read_facts(self.newest)
-        return facts | {"folder": str(self.newest),
+        facts = read_facts(found[-1][1])
+        return facts | {"folder": str(found[-1][1]),
                         "changed": changed_settings(self.config, facts, self.shards)}
 
     def save(self, t):

@@ -99,8 +99,9 @@ def digest(path):
         return [file.tell(), sha.hexdigest()]
 
 
-def check_writable(folder):
-    """Make `folder`, write in it as `whole` does, and delete that. Raises UserError if it fails."""
+def check_writable(folder, *files):
+    """Make `folder`, write in it as `whole` does, and delete that. Raises UserError if it fails,
+    or if one of `files`, which the program will write to, is a folder."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,3 +115,6 @@ def check_writable(folder):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way_out = "make room there" if full else "choose another folder"
         raise UserError(f"cannot write to {folder} ({reason}): {way_out}") from None
+    for file in files:
+        if (folder / file).is_dir():
+            raise UserError(f"{folder / file} is a folder: move it away, or choose another folder")

@@ -131,3 +131,32 @@ def sum_over_ranks(values, ranks):
 def on_any_rank(flag, ranks):
     """Whether the flag is true on any rank. Every rank gets the same answer."""
     return sum_over_ranks(torch.tensor(float(bool(flag))), ranks).item() > 0
+
+
+def on_master(ranks, work):
+    """Run work() on the master alone: every rank gets its result, or its error as a UserError."""
+    said = [None, None]  # the result, the error
+    if ranks.master_process:
+        try:
+            said[0] = work()
+        except (UserError, OSError) as error:
+            said[1] = str(error)
+    if ranks.ddp:
+        dist.broadcast_object_list(said, src=0, device=ranks.device)
+    if said[1] is not None:
+        raise UserError(said[1])
+    return said[0]
+
+
+def share(tensors, ranks):
+    """The master's dict of tensors, copied to every rank's device."""
+    kinds = on_master(ranks, lambda: {name: [str(t.dtype)[6:], list(t.shape)]
+                                      for name, t in tensors.items()})
+    shared = {}
+    for name, (dtype, shape) in kinds.items():
+        shared[name] = torch.zeros(shape, dtype=getattr(torch, dtype), device=ranks.device)
+        if ranks.master_process:
+            shared[name].copy_(tensors[name])
+        if ranks.ddp:
+            dist.broadcast(shared[name], src=0)
+    return shared
