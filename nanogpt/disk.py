@@ -17,7 +17,8 @@ from nanogpt.common import UserError
 def whole(path, ours=None):
     """Yield a temporary path in the same folder; rename it to `path` if the block raises nothing.
 
-    Whatever stops the program, a file or folder with the final name is complete.
+    A file or a folder appears under its name complete or not at all, even if the program or the
+    machine stops: its contents are on the disk before its name is.
 
     A folder that is replaced is deleted, with `ours` by discard(). No file ever replaces a folder.
     """
@@ -27,13 +28,31 @@ def whole(path, ours=None):
     clear(temporary)
     try:
         yield temporary
+        for part in [*temporary.rglob("*"), temporary]:
+            sync(part)
         if temporary.is_dir() and os.path.lexists(path):  # it cannot be replaced directly
             clear(old)
             os.replace(path, old)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         clear(temporary)
     clear(old)
+
+
+def sync(path):
+    """fsync a file, or a folder's list of names: wait until it is on the disk."""
+    folder = path.is_dir()
+    if folder and os.name == "nt":
+        return  # Windows has no such call for folders
+    number = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        os.fsync(number)
+    except OSError as error:  # some disks (gocryptfs, CIFS) can sync files and not folders
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(number)
 
 
 def remove(path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from nanogpt.common import UserError
-from nanogpt.disk import whole
+from nanogpt.disk import sync, whole
 from nanogpt.shards import validation_rows
 from nanogpt.tokenizer import TOKENIZERS, tokenizer_name
 
@@ -67,8 +67,11 @@ class Log:
                   python=platform.python_version(), system=platform.platform())
 
     def size(self):
-        """The file's size in bytes, 0 if there is no file."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        """The file's size in bytes, 0 if there is no file. It has been fsynced up to that size."""
+        if not self.path.exists():
+            return 0
+        sync(self.path)
+        return self.path.stat().st_size
 
     def cut(self, size):
         """Cut off what a killed run wrote after the first `size` bytes. Returns whether the file
