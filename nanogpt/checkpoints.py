@@ -1,5 +1,6 @@
 """A run's state: checkpoints, complete or absent, and which of them to resume from."""
 
+import errno
 import json
 import math
 import re
@@ -11,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from nanogpt.common import UserError
-from nanogpt.disk import check_writable, save_file, whole
+from nanogpt.disk import check_writable, digest, save_file, whole
 from nanogpt.ranks import on_master, sum_over_ranks
-from nanogpt.report import Log
+from nanogpt.report import Log, config_of, read_log
 from nanogpt.weights import TRANSPOSED
 
 FILES = ("config.json", "model.safetensors", "state.json", "state.safetensors")
@@ -38,6 +39,8 @@ def save_checkpoint(folder, t, config, rng=None, **facts):
         t.net.save_pretrained(path)
         save_file(tensors, path / "state.safetensors")
         (path / "state.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        files = {file.name: digest(file) for file in sorted(path.iterdir())}
+        (path / "manifest.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
 
 
 def find_checkpoints(out_dir):
@@ -47,9 +50,42 @@ def find_checkpoints(out_dir):
     return sorted((int(match[1]), path) for match, path in named if match)
 
 
-def read_facts(folder):
-    """A checkpoint's state.json as a dict: step, position, scaler, config."""
-    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+class Damaged(Exception):
+    """A checkpoint that differs from what was saved. The message names the folder and the file."""
+
+
+def read_json(path):
+    """The contents of a JSON file. Raises Damaged if it is not valid JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is not valid JSON ({error})") from None
+
+
+def read_facts(step, folder):
+    """A checkpoint's state.json. Raises Damaged if a file that it needs or lists is missing or
+    changed, UserError if it may be whole, but cannot be read now. Other files may be there."""
+    try:
+        listed = read_json(folder / "manifest.json")
+        there = {path.name for path in folder.iterdir()}
+        for name in sorted({*FILES, *listed}):
+            if name not in there:
+                raise Damaged(f"{folder}: {name} is missing")
+            if name not in listed:
+                raise Damaged(f"{folder}: {name} is not in its manifest")
+            if digest(folder / name) != listed[name]:
+                raise Damaged(f"{folder}: {name} is not the file that was written")
+        facts = read_json(folder / "state.json")
+        kinds = dict(position=int, log_size=int, scaler=dict, config=dict, shards=list)
+        if facts["step"] != step or any(type(facts[k]) is not kind for k, kind in kinds.items()):
+            raise Damaged(f"{folder}: state.json is not of step {step}")
+        return facts
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        lost = None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO  # None: no OSError
+        if getattr(error, "errno", None) in lost:
+            raise Damaged(f"{folder} ({type(error).__name__}: {error})") from None
+        raise UserError(f"cannot read {folder} ({error.strerror}): fix that, or move it "
+                        "elsewhere") from None
 
 
 def read_tensors(folder):
@@ -121,6 +157,24 @@ def changed_settings(config, facts, shards):
     return changed
 
 
+def find_whole(config, shards, log):
+    """The newest undamaged checkpoint's facts, or {}. Raises UserError if it may not resume."""
+    if log.path.exists():
+        read_log(log.path, log.whole_lines())  # if it cannot be read, stop now, not at the end
+    for step, folder in reversed(find_checkpoints(config.out_dir) if config.resume else []):
+        try:
+            facts = read_facts(step, folder)
+            changed = changed_settings(config, facts, shards)
+            if log.size() >= (size := facts["log_size"]):
+                config_of(read_log(log.path, size), log.path)
+                if log.path.read_bytes()[size - 1 : size] != b"\n":
+                    raise UserError(f"{log.path} is not the log of {folder}: remove or replace it")
+            return facts | {"folder": str(folder), "changed": changed}
+        except Damaged as error:
+            print(f"passed over {error}")
+    return {}
+
+
 class RunFolder:
     """A run's --out-dir: its log and its checkpoints."""
 
@@ -141,12 +195,7 @@ class RunFolder:
     def look(self):
         """The master's part of open()."""
         check_writable(self.config.out_dir, "log.txt", "curves.png")
-        found = find_checkpoints(self.config.out_dir) if self.config.resume else []
-        if not found:
-            return {}
-        facts = read_facts(found[-1][1])
-        return facts | {"folder": str(found[-1][1]),
-                        "changed": changed_settings(self.config, facts, self.shards)}
+        return find_whole(self.config, self.shards, self.log)
 
     def save(self, t):
         """Save a checkpoint of the Training `t`, unless this step already has one."""

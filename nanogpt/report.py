@@ -85,10 +85,13 @@ class Log:
         return self.path.read_bytes().rfind(b"\n") + 1 if self.path.exists() else 0
 
 
-def read_log(path):
-    """{"train": (steps, values), "val": ..., "hella": ..., "run": header} of a log's last run."""
+def read_log(path, size=None):
+    """{"train": (steps, values), "val": ..., "hella": ..., "run": header} of a log's last run.
+
+    size: read only this many bytes.
+    """
     found = {"train": ([], []), "val": ([], []), "hella": ([], []), "run": {}}
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = Path(path).read_bytes()[:size].decode(errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             if line.startswith("# "):
