@@ -625,16 +625,16 @@ def main():
         config = replace(config, n_layer=net.config.n_layer, n_head=net.config.n_head,
                          n_embd=net.config.n_embd)
     exam = Exam(val, enc, encoded)
-    folder = RunFolder(config, ranks)
-    saved = folder.open(train)
-    t = prepare_training(config, net, train, ranks, saved)
-    folder.log.begin(config, t, saved)
-    if ranks.master_process:
-        print_table(describe(config, t, exam, saved))
-    training_loop(config, t, exam, folder)
-    if ranks.master_process:
-        save_curves(folder.log.path, Path(config.out_dir) / "curves.png")
-        print_ending(config, folder.newest)
+    with RunFolder(config, ranks) as folder:
+        saved = folder.open(train)
+        t = prepare_training(config, net, train, ranks, saved)
+        folder.log.begin(config, t, saved)
+        if ranks.master_process:
+            print_table(describe(config, t, exam, saved))
+        training_loop(config, t, exam, folder)
+        if ranks.master_process:
+            save_curves(folder.log.path, Path(config.out_dir) / "curves.png")
+            print_ending(config, folder.newest)
     if ranks.ddp:
         dist.barrier()  # the master has saved: torchrun ends everyone when one process ends badly
         del t  # DDP holds on to the process group

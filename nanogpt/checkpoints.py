@@ -1,18 +1,22 @@
 """A run's state: checkpoints, complete or absent, and which of them to resume from."""
 
+import contextlib
 import errno
 import json
 import math
+import os
 import re
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from nanogpt.common import UserError
-from nanogpt.disk import check_writable, digest, save_file, whole
+from nanogpt.disk import check_writable, digest, discard, save_file, unused, whole
 from nanogpt.ranks import on_master, sum_over_ranks
 from nanogpt.report import Log, config_of, read_log
 from nanogpt.weights import TRANSPOSED
@@ -175,14 +179,37 @@ def find_whole(config, shards, log):
     return {}
 
 
+def clear_folder(out_dir):
+    """Make room for a new run: checkpoints of an earlier one move to a folder earlier_N."""
+    if earlier := find_checkpoints(out_dir):
+        aside = unused(out_dir, "earlier")
+        aside.mkdir()
+        for _, folder in earlier:
+            if folder.is_symlink():  # to another disk, perhaps by a path that begins here
+                link = folder.with_name(f".{folder.name}.tmp")
+                link.symlink_to(folder.resolve(), target_is_directory=True)
+                os.replace(link, folder)
+            os.replace(folder, aside / folder.name)
+        print(f"set aside {len(earlier)} checkpoints of an earlier run: {aside}")
+
+
 class RunFolder:
-    """A run's --out-dir: its log and its checkpoints."""
+    """A run's --out-dir: its log, its checkpoints, and a lock that keeps other runs out until the
+    `with` block ends."""
 
     def __init__(self, config, ranks):
         self.config, self.ranks = config, ranks
         self.log = Log(Path(config.out_dir) / "log.txt", ranks.master_process)
         self.newest = None  # folder of the checkpoint that was last saved or resumed from
         self.shards = []  # names and sizes of the training shards: a resume must find the same
+        self.lock = FileLock(Path(config.out_dir) / ".lock")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        with contextlib.suppress(OSError):  # the system does so too, however the process ends
+            self.lock.release()
 
     def open(self, stream):
         """The facts of the checkpoint to resume from, on every rank, or {}. stream: the training
@@ -195,7 +222,31 @@ class RunFolder:
     def look(self):
         """The master's part of open()."""
         check_writable(self.config.out_dir, "log.txt", "curves.png")
-        return find_whole(self.config, self.shards, self.log)
+        self.take_lock()
+        for half in Path(self.config.out_dir).glob(".checkpoint_*"):  # killed while it was written
+            if re.fullmatch(r"\.checkpoint_[0-9]{6,}\.(tmp|old)", half.name):
+                discard(half, OURS)
+        saved = find_whole(self.config, self.shards, self.log)
+        if not saved:
+            clear_folder(self.config.out_dir)
+        return saved
+
+    def take_lock(self):
+        """Keep other runs out of the folder, if its disk has locks. Raises UserError."""
+        out_dir, lock = self.config.out_dir, Path(self.lock.lock_file)
+        missing = errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP
+        warnings.filterwarnings("ignore", "flock not supported")  # a file with the owner must do
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            ended = f", or remove {lock} if it has ended" if lock.stat().st_size else ""
+            raise UserError(f"another run is at work in {out_dir}: wait for its end, or choose "
+                            f"another --out-dir{ended}") from None
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", errno.ENOSYS) not in missing:
+                raise UserError(f"cannot lock {lock} ({error.strerror}): choose another --out-dir"
+                                ) from None
+            print(f"the disk of {out_dir} has no locks: start no second run there")
 
     def save(self, t):
         """Save a checkpoint of the Training `t`, unless this step already has one."""
