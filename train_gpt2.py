@@ -259,6 +259,8 @@ class TrainConfig:
     sample_tokens: int = 32  # new tokens in each of the four samples; 0: no samples
     temperature: float = 1.0  # of the samples; lower is less random, 0 takes the likeliest token
     checkpoint_every: int = 5000  # steps between checkpoints; also at the end
+    keep: int | None = None  # keep the newest N checkpoints; None: all
+    keep_every: int | None = None  # with --keep, also keep steps that are multiples of this
     resume: bool = False  # resume from the newest checkpoint in --out-dir, if there is one
     print_every: int = 1  # steps between printed lines; the log has every step
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
@@ -313,7 +315,7 @@ def check_config(config, ddp_world_size):
     at_least = dict(n_layer=1, n_head=1, n_embd=1, B=1, T=1, total_batch_size=1, max_steps=1,
                     warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
                     hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1,
-                    print_every=1)
+                    print_every=1, keep=1, keep_every=1)
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and not value >= least:

@@ -47,6 +47,14 @@ def save_checkpoint(folder, t, config, rng=None, **facts):
         (path / "manifest.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
 
 
+def remove_old(out_dir, step, keep, keep_every):
+    """Delete checkpoints up to `step`, except the newest `keep` and multiples of keep_every."""
+    older = [(n, folder) for n, folder in find_checkpoints(out_dir) if n <= step]
+    for number, folder in older[:-keep] if keep else []:
+        if not keep_every or number % keep_every:
+            discard(folder, OURS)
+
+
 def find_checkpoints(out_dir):
     """(step, folder) of every checkpoint in a run's folder, the oldest first."""
     named = ((re.fullmatch(r"checkpoint_([0-9]{6,})", path.name), path)
@@ -257,4 +265,5 @@ class RunFolder:
         if self.ranks.master_process:
             save_checkpoint(folder, t, self.config, rng, log_size=self.log.size(),
                             shards=self.shards)
+            remove_old(self.config.out_dir, t.step, self.config.keep, self.config.keep_every)
         self.newest = folder

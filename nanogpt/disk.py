@@ -67,6 +67,8 @@ def discard(path, ours):
     """Delete a folder's files whose names match `ours`, and the folder if it is empty then. If not,
     it becomes leftover_N. A link's target stays. An error is printed and ends nothing."""
     try:
+        if path.name[0] != ".":  # at once: half a folder must never have a checkpoint's name
+            path = path.replace(path.with_name(f".{path.name}.old"))
         if path.is_symlink() or not path.exists():
             return path.unlink(missing_ok=True)
         parts = sorted(path.iterdir()) if path.is_dir() else [path]
