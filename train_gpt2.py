@@ -634,6 +634,7 @@ def main():
         if ranks.master_process:
             print_table(describe(config, t, exam, saved))
         training_loop(config, t, exam, folder)
+        folder.wait()
         if ranks.master_process:
             save_curves(folder.log.path, Path(config.out_dir) / "curves.png")
             print_ending(config, folder.newest)

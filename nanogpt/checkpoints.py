@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import functools
 import json
 import math
 import os
 import re
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,25 +29,35 @@ OURS = re.compile(  # no files but these are ever deleted; .tmp...: while they a
     r"(config|state|manifest)\.json|(model|state)\.safetensors|\.(config|model)\.\w+\.tmp|\.tmp\w{6}")
 
 
-def save_checkpoint(folder, t, config, rng=None, **facts):
+def save_checkpoint(folder, t, config, rng=None, writer=None, **facts):
     """Write a folder that transformers opens, with all else that the Training `t` needs to resume;
     complete, or not at all.
 
     state.safetensors holds tensors, the optimizer's by the names of their parameters, and `rng`,
     random_states() of all ranks. state.json holds the rest, and `facts`. Neither can run code.
+
+    writer: an executor that writes in the background. Then only the copies are made at once, and a
+    Future is returned. Without it, the folder is complete on return.
     """
     names = {p: name for name, p in t.net.named_parameters()}
-    tensors = {f"{kind}.{names[p]}": value for p, values in t.optimizer.state.items()
-               for kind, value in values.items()}
+    tensors = {f"{kind}.{names[p]}": value.to("cpu", copy=True)
+               for p, values in t.optimizer.state.items() for kind, value in values.items()}
     tensors |= rng or {"rng.cpu": torch.get_rng_state()[None]}
+    weights = {name: p.detach().to("cpu", copy=True) for name, p in t.net.named_parameters()}
     facts |= dict(step=t.step, position=t.loader.position, scaler=t.scaler.state_dict(),
                   config=asdict(config))
+    write = functools.partial(write_checkpoint, Path(folder), t.net, weights, tensors, facts)
+    return writer.submit(write) if writer else write()
+
+
+def write_checkpoint(folder, net, weights, tensors, facts):
     with whole(folder, OURS) as path:
-        t.net.save_pretrained(path)
+        net.save_pretrained(path, weights)
         save_file(tensors, path / "state.safetensors")
         (path / "state.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         files = {file.name: digest(file) for file in sorted(path.iterdir())}
         (path / "manifest.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
+    remove_old(folder.parent, facts["step"], facts["config"]["keep"], facts["config"]["keep_every"])
 
 
 def remove_old(out_dir, step, keep, keep_every):
@@ -211,11 +224,15 @@ class RunFolder:
         self.newest = None  # folder of the checkpoint that was last saved or resumed from
         self.shards = []  # names and sizes of the training shards: a resume must find the same
         self.lock = FileLock(Path(config.out_dir) / ".lock")
+        self.writer, self.saving = ThreadPoolExecutor(1), None  # one thread: one at a time
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
+        self.writer.shutdown()
+        if kind and self.saving and self.saving.exception():  # reported besides the run's error
+            print(f"error: the last checkpoint: {self.saving.exception()}", file=sys.stderr)
         with contextlib.suppress(OSError):  # the system does so too, however the process ends
             self.lock.release()
 
@@ -257,13 +274,19 @@ class RunFolder:
             print(f"the disk of {out_dir} has no locks: start no second run there")
 
     def save(self, t):
-        """Save a checkpoint of the Training `t`, unless this step already has one."""
+        """Save a checkpoint of `t` in the background, unless this step already has one."""
         folder = Path(self.config.out_dir) / f"checkpoint_{t.step:06d}"
         if folder == self.newest:
             return
         rng = random_states(self.ranks)
+        self.wait()  # one at a time
         if self.ranks.master_process:
-            save_checkpoint(folder, t, self.config, rng, log_size=self.log.size(),
-                            shards=self.shards)
-            remove_old(self.config.out_dir, t.step, self.config.keep, self.config.keep_every)
+            self.saving = save_checkpoint(folder, t, self.config, rng, self.writer,
+                                          log_size=self.log.size(), shards=self.shards)
         self.newest = folder
+
+    def wait(self):
+        """Wait until the last checkpoint is complete. Raises the error if writing it failed."""
+        saving, self.saving = self.saving, None
+        if saving:
+            saving.result()
