@@ -229,15 +229,17 @@ def score(model, batch, device):
     return sums.view(-1, 4), (sums / n_ending).view(-1, 4)
 
 
-def count_correct(model, encoded, device, ddp_rank=0, ddp_world_size=1, progress=False):
+def count_correct(model, encoded, device, ddp_rank=0, ddp_world_size=1, progress=False, stop=None):
     """How many of this rank's examples the model gets right, and how many there are.
 
     Batches go to the ranks in turn. Returns a float64 tensor (acc, acc_norm, n): add those of
-    all ranks, then divide.
+    all ranks, then divide. stop: an object; no batch is started once its `asked` is true.
     """
     counts = torch.zeros(3, dtype=torch.float64)
     mine = list(batches(encoded))[ddp_rank::ddp_world_size]
     for batch in tqdm(mine, desc="HellaSwag", leave=False, disable=None if progress else True):
+        if stop and stop.asked:
+            break
         labels = torch.tensor([example.label for example in batch])
         sums, means = score(model, batch, device)
         for example, row in zip(batch, sums.tolist(), strict=True):

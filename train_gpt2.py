@@ -32,8 +32,9 @@ from tqdm import tqdm
 
 import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
+from nanogpt.guard import Stop
 from nanogpt.ranks import (
-    Ranks, autocast, compile_model, init_ranks, one_rank_first, share, sum_over_ranks,
+    Ranks, autocast, compile_model, init_ranks, on_any_rank, one_rank_first, share, sum_over_ranks,
 )
 from nanogpt.report import (
     Progress, describe, print_ending, print_table, report_evaluation, save_curves,
@@ -475,7 +476,7 @@ def evaluating(model):
         model.train()
 
 
-def validate(model, stream, n_tokens, B, T, ranks):
+def validate(model, stream, n_tokens, B, T, ranks, stop=None):
     """Mean loss in nats over the first n_tokens of the stream, in rows of T: the same rows for
     every B and every number of ranks."""
     n_rows = validation_rows(stream, n_tokens, T)
@@ -487,6 +488,8 @@ def validate(model, stream, n_tokens, B, T, ranks):
                disable=None if ranks.master_process else True)
     with evaluating(model), autocast(ranks.device, ranks.dtype):
         for row in bar:
+            if stop and stop.asked:
+                break
             rows = min(B, mine.stop - row)
             tokens = torch.from_numpy(stream.read(row * T, rows * T + 1)).to(ranks.device)
             _, loss = model(tokens[:-1].view(rows, T), tokens[1:].view(rows, T))
@@ -494,12 +497,14 @@ def validate(model, stream, n_tokens, B, T, ranks):
     return sum_over_ranks(total, ranks).item() / n_rows
 
 
-def evaluate_hellaswag(model, encoded, ranks):
+def evaluate_hellaswag(model, encoded, ranks, stop=None):
     """acc_norm and its standard error. Each rank scores some of the examples; counts are added."""
     with evaluating(model), autocast(ranks.device, ranks.dtype):
         counts = hellaswag.count_correct(model, encoded, ranks.device, ranks.ddp_rank,
-                                         ranks.ddp_world_size, progress=ranks.master_process)
+                                         ranks.ddp_world_size, progress=ranks.master_process,
+                                         stop=stop)
     _, acc_norm, n = sum_over_ranks(counts.float(), ranks).tolist()
+    n = max(n, 1)  # stopped before the first batch
     return acc_norm / n, hellaswag.standard_error(acc_norm / n, n)
 
 
@@ -520,13 +525,15 @@ def sample(model, enc, prompt, n_samples, max_new_tokens, temperature, seed, ran
     return texts
 
 
-def evaluate(config, t, exam):
-    """The Evaluation of `t.net`, the same on every rank."""
+def evaluate(config, t, exam, stop):
+    """The Evaluation of `t.net`, the same on every rank; None if a request to stop cut it short."""
     began = time.perf_counter()
-    val_loss = validate(t.net, exam.val, config.val_tokens, config.B, config.T, t.ranks)
+    val_loss = validate(t.net, exam.val, config.val_tokens, config.B, config.T, t.ranks, stop)
     hella = None
     if exam.encoded:
-        hella = (*evaluate_hellaswag(t.net, exam.encoded, t.ranks), len(exam.encoded))
+        hella = (*evaluate_hellaswag(t.net, exam.encoded, t.ranks, stop), len(exam.encoded))
+    if on_any_rank(stop.asked, t.ranks):
+        return None
     samples = []
     if config.sample_tokens and t.ranks.master_process:
         samples = sample(t.net, exam.enc, config.prompt, 4, config.sample_tokens,
@@ -577,24 +584,29 @@ def prepare_training(config, net, stream, ranks, saved):
     return t
 
 
-def training_loop(config, t, exam, folder):
-    """Train `t` to its last step; evaluate it and save it now and then."""
+def training_loop(config, t, exam, folder, stop):
+    """Train `t` to its last step, with an exam and a checkpoint now and then, or until a signal
+    asks to stop. Returns whether one did."""
     progress = Progress(config, t)
     while True:  # t.step updates have been made
         last_step = t.step >= t.max_steps
+        stopping = on_any_rank(stop.asked, t.ranks)
 
         # ---- once in a while: how good is it?
         due = t.step % config.eval_every == 0 or last_step
-        if due and t.step != t.evaluated:
-            found = evaluate(config, t, exam)
-            t.evaluated = t.step
-            report_evaluation(t.step, found, folder.log)
+        if due and t.step != t.evaluated and not stopping:
+            found = evaluate(config, t, exam, stop)
+            if found:
+                t.evaluated = t.step
+                report_evaluation(t.step, found, folder.log)
+            else:  # the resumed run will do all of it again
+                stopping = True
 
         # ---- once in a while: save
-        if last_step or t.step and t.step % config.checkpoint_every == 0:
+        if stopping or last_step or t.step and t.step % config.checkpoint_every == 0:
             folder.save(t)
-        if last_step:
-            break
+        if stopping or last_step:
+            return stopping
 
         # ---- one training step
         t0 = time.perf_counter()
@@ -627,17 +639,18 @@ def main():
         config = replace(config, n_layer=net.config.n_layer, n_head=net.config.n_head,
                          n_embd=net.config.n_embd)
     exam = Exam(val, enc, encoded)
-    with RunFolder(config, ranks) as folder:
+    with RunFolder(config, ranks) as folder, Stop() as stop:
         saved = folder.open(train)
         t = prepare_training(config, net, train, ranks, saved)
         folder.log.begin(config, t, saved)
         if ranks.master_process:
             print_table(describe(config, t, exam, saved))
-        training_loop(config, t, exam, folder)
+        stopped = training_loop(config, t, exam, folder, stop)
         folder.wait()
-        if ranks.master_process:
+        if ranks.master_process and not stopped:
             save_curves(folder.log.path, Path(config.out_dir) / "curves.png")
-            print_ending(config, folder.newest)
+        if ranks.master_process:
+            print_ending(config, folder.newest, stop if stopped else None)
     if ranks.ddp:
         dist.barrier()  # the master has saved: torchrun ends everyone when one process ends badly
         del t  # DDP holds on to the process group

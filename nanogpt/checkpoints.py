@@ -45,7 +45,7 @@ def save_checkpoint(folder, t, config, rng=None, writer=None, **facts):
     tensors |= rng or {"rng.cpu": torch.get_rng_state()[None]}
     weights = {name: p.detach().to("cpu", copy=True) for name, p in t.net.named_parameters()}
     facts |= dict(step=t.step, position=t.loader.position, scaler=t.scaler.state_dict(),
-                  config=asdict(config))
+                  config=asdict(config), evaluated=t.evaluated)
     write = functools.partial(write_checkpoint, Path(folder), t.net, weights, tensors, facts)
     return writer.submit(write) if writer else write()
 
@@ -126,7 +126,7 @@ def read_tensors(folder):
 def restore(t, facts, tensors):
     """Load the facts and tensors of a checkpoint into the Training `t`."""
     t.loader.position, t.step = facts["position"], facts["step"]
-    t.evaluated = t.step  # the evaluation comes before the checkpoint
+    t.evaluated = facts.get("evaluated")
     for name, p in t.net.named_parameters():
         weight = tensors[name]
         p.copy_(weight.t() if name.endswith(TRANSPOSED) else weight)

@@ -253,8 +253,13 @@ class Progress:
               f"ETA {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}")
 
 
-def print_ending(config, checkpoint):
-    """Where everything is, and what to do next."""
+def print_ending(config, checkpoint, stop=None):
+    """Where everything is, and what to do next. stop: the Stop that ended the run, if one did."""
+    if stop:
+        print(f"stopped by {stop.asked or 'a signal to another rank'} at step "
+              f"{int(checkpoint.name.rpartition('_')[2])}: the same command with --resume "
+              f"continues from {checkpoint}")
+        return
     score = "" if config.vocab_size != TOKENIZERS["gpt2"] else f"""
 score it         python hellaswag.py --model {checkpoint}"""
     print(f"""

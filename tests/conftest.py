@@ -21,6 +21,17 @@ def pytest_configure(config):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def signals():
+    """Restore signal handlers that a failed run in this process left behind."""
+    names = [name for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")
+             if hasattr(signal, name)]
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    yield
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
+
+
 @pytest.fixture(scope="session")
 def hf_folder(tmp_path_factory):
     """A random GPT-2 with GPT-2's vocabulary, small, as transformers saves it."""
