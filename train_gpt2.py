@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
-from nanogpt.guard import Stop
+from nanogpt.guard import Stop, find_fault
 from nanogpt.ranks import (
     Ranks, autocast, compile_model, init_ranks, on_any_rank, one_rank_first, share, sum_over_ranks,
 )
@@ -428,16 +428,27 @@ def accumulate_gradients(t):
 
 
 def train_step(t, lr):
-    """One update of the weights. Returns (loss before it, gradient norm before clipping at 1.0)."""
+    """One update of the weights. Returns (loss before it, gradient norm before clipping at 1.0).
+
+    Raises UserError on all ranks, before the weights change, if loss or norm is not finite.
+    """
     for group in t.optimizer.param_groups:
         group["lr"] = lr
+    began_at = t.loader.position
     loss = accumulate_gradients(t)
     t.scaler.unscale_(t.optimizer)
     norm = nn.utils.clip_grad_norm_(t.model.parameters(), 1.0)
+    loss, norm = loss.item(), norm.item()  # .item() waits until the device has the gradient
+    # float16's loss scale may be too large at first: the scaler skips updates until it fits
+    if not math.isfinite(loss) or not math.isfinite(norm) and t.scaler.get_scale() <= 1:
+        fault = find_fault(t, began_at)
+        raise UserError(f"loss {loss}, gradient norm {norm} at position {began_at:,} of the data, "
+                        f"{fault}: this step did not touch the weights. Go on with --resume and a "
+                        "lower --max-lr, or look at the batch")
     t.scaler.step(t.optimizer)
     t.scaler.update()
     t.optimizer.zero_grad(set_to_none=True)
-    return loss.item(), norm.item()  # .item() waits for the device: the step is done
+    return loss, norm
 
 
 # evaluation and sampling
@@ -529,6 +540,9 @@ def evaluate(config, t, exam, stop):
     """The Evaluation of `t.net`, the same on every rank; None if a request to stop cut it short."""
     began = time.perf_counter()
     val_loss = validate(t.net, exam.val, config.val_tokens, config.B, config.T, t.ranks, stop)
+    if not math.isfinite(val_loss):
+        raise UserError(f"validation loss {val_loss} after step {t.step}: go on with --resume and "
+                        "a lower --max-lr")
     hella = None
     if exam.encoded:
         hella = (*evaluate_hellaswag(t.net, exam.encoded, t.ranks, stop), len(exam.encoded))

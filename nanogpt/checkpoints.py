@@ -51,6 +51,9 @@ def save_checkpoint(folder, t, config, rng=None, writer=None, **facts):
 
 
 def write_checkpoint(folder, net, weights, tensors, facts):
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise UserError(f"the weights of {folder.name} are not finite, and were not saved: go on "
+                        "with --resume and a lower --max-lr")
     with whole(folder, OURS) as path:
         net.save_pretrained(path, weights)
         save_file(tensors, path / "state.safetensors")

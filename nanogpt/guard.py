@@ -1,6 +1,12 @@
 """What interrupts a run: signals, spikes, numbers that are not finite."""
 
+import math
 import signal
+
+import torch
+from torch import nn
+
+from nanogpt.ranks import autocast, sum_over_ranks
 
 
 class Stop:
@@ -30,3 +36,28 @@ class Stop:
         """Restore the previous signal handlers."""
         for name, handler in self.before.items():
             signal.signal(getattr(signal, name), handler)
+
+
+def find_fault(t, began_at):
+    """Recompute the batch at `began_at`, one micro-batch at a time. Returns, on every rank, words
+    for the error message: which of them has a loss or gradient that is not finite."""
+    ranks, loader = t.ranks, t.loader
+    loader.position, first_bad = began_at, torch.zeros(ranks.ddp_world_size)
+    for micro_step in range(t.grad_accum_steps):
+        t.net.zero_grad()
+        x, y = (tokens.to(ranks.device) for tokens in loader.next_batch())
+        with autocast(ranks.device, ranks.dtype):
+            _, loss = t.net(x, y)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(t.net.parameters(), math.inf)
+        if not (loss.isfinite() and norm.isfinite()):
+            first_bad[ranks.ddp_rank] = micro_step + 1
+            break
+    for rank, number in enumerate(sum_over_ranks(first_bad, ranks).int().tolist()):
+        if number:
+            n = loader.B * loader.T
+            position = began_at + ((number - 1) * ranks.ddp_world_size + rank) * n
+            _, shard, offset = loader.stream.place(position)
+            return (f"from the {n:,} tokens of rank {rank} at {position:,} (token {offset:,} of "
+                    f"{loader.stream.shards[shard].name} in its order)")
+    return "but recomputing the batch gave finite values (suspect the hardware)"
