@@ -17,7 +17,7 @@ import contextlib
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
-from nanogpt.guard import Stop, find_fault
+from nanogpt.guard import Spikes, Stop, find_fault
 from nanogpt.ranks import (
     Ranks, autocast, compile_model, init_ranks, on_any_rank, one_rank_first, share, sum_over_ranks,
 )
@@ -263,6 +263,8 @@ class TrainConfig:
     keep: int | None = None  # keep the newest N checkpoints; None: all
     keep_every: int | None = None  # with --keep, also keep steps that are multiples of this
     resume: bool = False  # resume from the newest checkpoint in --out-dir, if there is one
+    skip_spikes: float | None = None
+    """skip updates whose loss or norm is this many deviations above the mean of the last 128"""
     print_every: int = 1  # steps between printed lines; the log has every step
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -316,7 +318,7 @@ def check_config(config, ddp_world_size):
     at_least = dict(n_layer=1, n_head=1, n_embd=1, B=1, T=1, total_batch_size=1, max_steps=1,
                     warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
                     hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1,
-                    print_every=1, keep=1, keep_every=1)
+                    print_every=1, keep=1, keep_every=1, skip_spikes=0)
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and not value >= least:
@@ -405,6 +407,7 @@ class Training:
     compiled: nn.Module | None = None  # net, compiled; None if it is not
     step: int = 0  # updates made
     evaluated: int | None = None  # the step of the last evaluation
+    spikes: Spikes = field(default_factory=Spikes)
 
 
 def accumulate_gradients(t):
@@ -445,7 +448,9 @@ def train_step(t, lr):
         raise UserError(f"loss {loss}, gradient norm {norm} at position {began_at:,} of the data, "
                         f"{fault}: this step did not touch the weights. Go on with --resume and a "
                         "lower --max-lr, or look at the batch")
-    t.scaler.step(t.optimizer)
+    t.spikes.look(loss=loss, norm=norm)
+    if not t.spikes.skipped:
+        t.scaler.step(t.optimizer)
     t.scaler.update()
     t.optimizer.zero_grad(set_to_none=True)
     return loss, norm
@@ -591,7 +596,8 @@ def prepare_training(config, net, stream, ranks, saved):
     loader = DataLoader(stream, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size)
     grad_accum_steps = check_config(config, ranks.ddp_world_size)
     t = Training(net, model, optimizer, scaler, loader, grad_accum_steps, ranks,
-                 count_steps(config, stream), compiled)
+                 count_steps(config, stream), compiled,
+                 spikes=Spikes(saved.get("spikes"), config.skip_spikes))
     if saved:
         tensors = read_tensors(saved["folder"]) if ranks.master_process else {}
         restore(t, saved, share(tensors, ranks))
@@ -628,6 +634,8 @@ def training_loop(config, t, exam, folder, stop):
         loss, norm = train_step(t, lr)
         dt = time.perf_counter() - t0
         folder.log.value(t.step, "train", loss)
+        if t.spikes.high:
+            folder.log.note(step=t.step, spike=t.spikes.high, skipped=t.spikes.skipped)
         due = t.step % config.print_every == 0 or t.step == t.max_steps - 1
         if due and t.ranks.master_process:
             progress.print_step(t.step, loss, lr, norm, dt)

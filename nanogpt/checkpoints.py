@@ -46,6 +46,7 @@ def save_checkpoint(folder, t, config, rng=None, writer=None, **facts):
     weights = {name: p.detach().to("cpu", copy=True) for name, p in t.net.named_parameters()}
     facts |= dict(step=t.step, position=t.loader.position, scaler=t.scaler.state_dict(),
                   config=asdict(config), evaluated=t.evaluated)
+    facts |= dict(spikes=dict(t.spikes.seen))  # a copy, like everything that is written later
     write = functools.partial(write_checkpoint, Path(folder), t.net, weights, tensors, facts)
     return writer.submit(write) if writer else write()
 
@@ -104,11 +105,15 @@ def read_facts(step, folder):
             if digest(folder / name) != listed[name]:
                 raise Damaged(f"{folder}: {name} is not the file that was written")
         facts = read_json(folder / "state.json")
-        kinds = dict(position=int, log_size=int, scaler=dict, config=dict, shards=list)
+        kinds = dict(position=int, log_size=int, scaler=dict, config=dict, shards=list,
+                     spikes=dict)
         if facts["step"] != step or any(type(facts[k]) is not kind for k, kind in kinds.items()):
             raise Damaged(f"{folder}: state.json is not of step {step}")
+        for window in facts["spikes"].values():
+            if not all(map(math.isfinite, window)):  # raises unless all of them are numbers
+                raise Damaged(f"{folder}: state.json has losses or norms that are not finite")
         return facts
-    except (OSError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         lost = None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO  # None: no OSError
         if getattr(error, "errno", None) in lost:
             raise Damaged(f"{folder} ({type(error).__name__}: {error})") from None

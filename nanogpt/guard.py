@@ -3,6 +3,7 @@
 import math
 import signal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -36,6 +37,30 @@ class Stop:
         """Restore the previous signal handlers."""
         for name, handler in self.before.items():
             signal.signal(getattr(signal, name), handler)
+
+
+class Spikes:
+    """z-scores of losses and gradient norms against the last WINDOW of each (128, as in llm.c)."""
+
+    WINDOW = 128
+    MARK = 6.0  # the log marks z-scores above this
+
+    def __init__(self, seen=None, skip_above=None):
+        self.seen = {"loss": [], "norm": []} | (seen or {})
+        self.skip_above = math.inf if skip_above is None else skip_above
+
+    def look(self, **values):
+        """Add a step's values. Sets `high`, {kind: z-score} of the spikes, and `skipped`."""
+        self.high = {}
+        for kind, value in values.items():
+            window = self.seen[kind]
+            if not math.isfinite(value):  # float16 overflows now and then
+                continue
+            if len(window) == self.WINDOW and (spread := np.std(window)) > 0:
+                z = min(float((value - np.mean(window)) / spread), 1e6)  # JSON has no infinity
+                self.high |= {kind: z} if z > min(self.MARK, self.skip_above) else {}
+            self.seen[kind] = [*window, value][-self.WINDOW :]
+        self.skipped = any(z > self.skip_above for z in self.high.values())
 
 
 def find_fault(t, began_at):
