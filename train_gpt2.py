@@ -18,7 +18,6 @@ import math
 import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tiktoken
@@ -34,7 +33,8 @@ import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
 from nanogpt.guard import Spikes, Stop, find_fault
 from nanogpt.ranks import (
-    Ranks, autocast, compile_model, init_ranks, on_any_rank, one_rank_first, share, sum_over_ranks,
+    Ranks, autocast, compile_model, init_ranks, on_any_rank, on_master, one_rank_first, share,
+    sum_over_ranks,
 )
 from nanogpt.report import (
     Progress, describe, print_ending, print_table, report_evaluation, save_curves,
@@ -610,7 +610,7 @@ def training_loop(config, t, exam, folder, stop):
     progress = Progress(config, t)
     while True:  # t.step updates have been made
         last_step = t.step >= t.max_steps
-        stopping = on_any_rank(stop.asked, t.ranks)
+        stopping = on_any_rank(stop.asked or folder.failed(), t.ranks)
 
         # ---- once in a while: how good is it?
         due = t.step % config.eval_every == 0 or last_step
@@ -662,15 +662,15 @@ def main():
                          n_embd=net.config.n_embd)
     exam = Exam(val, enc, encoded)
     with RunFolder(config, ranks) as folder, Stop() as stop:
-        saved = folder.open(train)
+        saved = folder.open(train, net, count_steps(config, train))
         t = prepare_training(config, net, train, ranks, saved)
         folder.log.begin(config, t, saved)
         if ranks.master_process:
             print_table(describe(config, t, exam, saved))
         stopped = training_loop(config, t, exam, folder, stop)
         folder.wait()
-        if ranks.master_process and not stopped:
-            save_curves(folder.log.path, Path(config.out_dir) / "curves.png")
+        if not stopped:
+            on_master(ranks, lambda: save_curves(folder.log.path, f"{config.out_dir}/curves.png"))
         if ranks.master_process:
             print_ending(config, folder.newest, stop if stopped else None)
     if ranks.ddp:

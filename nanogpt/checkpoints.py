@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -171,7 +172,7 @@ def random_states(ranks):
 HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "seed")
 
 
-def changed_settings(config, facts, shards):
+def changed_settings(config, facts, shards, max_steps=math.inf):
     """{setting: [then, now]} where they differ. Raises UserError if this run cannot resume."""
     then, now = facts["config"], asdict(config)
     changed = {name: [then.get(name), now[name]] for name in now
@@ -184,20 +185,38 @@ def changed_settings(config, facts, shards):
     if facts["shards"] != shards:
         raise UserError(f"--data {config.data} does not hold the training shards that "
                         f"{config.out_dir} was begun with: name those, or choose another --out-dir")
-    if facts["step"] > (config.max_steps or math.inf):
-        raise UserError(f"--max-steps {config.max_steps}: {config.out_dir} is at step "
-                        f"{facts['step']} already: give more, or choose another --out-dir")
+    if facts["step"] > max_steps:
+        raise UserError(f"--max-steps {max_steps}: {config.out_dir} is at step {facts['step']} "
+                        "already: give more, or choose another --out-dir")
     return changed
 
 
-def find_whole(config, shards, log):
+def check_room(config, model, first, max_steps):
+    """Raises UserError if the disk has no room for the checkpoints after step `first`, each three
+    times the weights. With --keep N, at most N + 1 and the milestones of --keep-every."""
+    size = 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+    every = config.checkpoint_every
+    n = max_steps // every - first // every + (max_steps % every > 0)
+    if config.keep:
+        stay = config.keep_every or max_steps + 1
+        there = len(find_checkpoints(config.out_dir)) if first else 0
+        n = min(n, max(1, config.keep + 1 - there) + max_steps // stay - first // stay)
+    free = shutil.disk_usage(config.out_dir).free
+    if n * size > free:
+        raise UserError(f"{config.out_dir}: the run will write {n} checkpoints of {size / 1e6:,.1f}"
+                        f" MB, but {free / 1e6:,.1f} MB are free: make room, or choose --keep 1, a "
+                        "larger --checkpoint-every or another --out-dir")
+
+
+def find_whole(config, shards, log, net, max_steps):
     """The newest undamaged checkpoint's facts, or {}. Raises UserError if it may not resume."""
     if log.path.exists():
         read_log(log.path, log.whole_lines())  # if it cannot be read, stop now, not at the end
     for step, folder in reversed(find_checkpoints(config.out_dir) if config.resume else []):
         try:
             facts = read_facts(step, folder)
-            changed = changed_settings(config, facts, shards)
+            changed = changed_settings(config, facts, shards, max_steps)
+            check_room(config, net, step, max_steps)
             if log.size() >= (size := facts["log_size"]):
                 config_of(read_log(log.path, size), log.path)
                 if log.path.read_bytes()[size - 1 : size] != b"\n":
@@ -205,6 +224,7 @@ def find_whole(config, shards, log):
             return facts | {"folder": str(folder), "changed": changed}
         except Damaged as error:
             print(f"passed over {error}")
+    check_room(config, net, 0, max_steps)
     return {}
 
 
@@ -244,22 +264,22 @@ class RunFolder:
         with contextlib.suppress(OSError):  # the system does so too, however the process ends
             self.lock.release()
 
-    def open(self, stream):
+    def open(self, stream, net, max_steps):
         """The facts of the checkpoint to resume from, on every rank, or {}. stream: the training
-        tokens."""
+        tokens. Raises UserError."""
         self.shards = [[Path(shard.name).name, shard.n_tokens] for shard in stream.shards]
-        saved = on_master(self.ranks, self.look)
+        saved = on_master(self.ranks, functools.partial(self.look, net, max_steps))
         self.newest = Path(saved["folder"]) if saved else None
         return saved
 
-    def look(self):
+    def look(self, net, max_steps):
         """The master's part of open()."""
         check_writable(self.config.out_dir, "log.txt", "curves.png")
         self.take_lock()
         for half in Path(self.config.out_dir).glob(".checkpoint_*"):  # killed while it was written
             if re.fullmatch(r"\.checkpoint_[0-9]{6,}\.(tmp|old)", half.name):
                 discard(half, OURS)
-        saved = find_whole(self.config, self.shards, self.log)
+        saved = find_whole(self.config, self.shards, self.log, net, max_steps)
         if not saved:
             clear_folder(self.config.out_dir)
         return saved
@@ -287,14 +307,32 @@ class RunFolder:
         if folder == self.newest:
             return
         rng = random_states(self.ranks)
-        self.wait()  # one at a time
+        log_size = self.wait()  # one at a time
         if self.ranks.master_process:
             self.saving = save_checkpoint(folder, t, self.config, rng, self.writer,
-                                          log_size=self.log.size(), shards=self.shards)
+                                          log_size=log_size, shards=self.shards)
         self.newest = folder
 
+    def failed(self):
+        """Whether writing the log or the last checkpoint failed. Only the master can know."""
+        return self.log.error or self.saving and self.saving.done() and self.saving.exception()
+
     def wait(self):
-        """Wait until the last checkpoint is complete. Raises the error if writing it failed."""
+        """Wait until the last checkpoint is complete. Returns the log's size in bytes. Raises
+        UserError on every rank if the log or the checkpoint could not be written."""
+        return on_master(self.ranks, self.finish)
+
+    def finish(self):
+        """The master's part of wait()."""
         saving, self.saving = self.saving, None
-        if saving:
-            saving.result()
+        try:
+            if saving:
+                saving.result()
+            if self.log.error:
+                raise self.log.error
+            return self.log.size()
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise UserError(f"cannot write to {self.config.out_dir} ({error}): "
+                            + ("make room there" if full else "fix that")
+                            + ", then go on with --resume") from None

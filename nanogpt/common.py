@@ -30,11 +30,15 @@ def run(main):
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:  # torch.OutOfMemoryError is one; MPS and the CPU raise it plainly
-        if not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
+        if re.search("out of memory|not enough memory|can't allocate memory", str(error)):
+            print("error: out of memory: halve --B (the result stays the same), or choose a "
+                  "smaller --T or network", file=sys.stderr)
+        elif re.search("(closed|reset) by peer|remote process exited|Broken pipe", str(error)):
+            print("error: another process of this run has ended: its own line says why",
+                  file=sys.stderr)
+        else:
             say_where_to_report(error)
             raise
-        print("error: out of memory: halve --B (the result stays the same), or choose a smaller "
-              "--T or network", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

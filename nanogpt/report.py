@@ -41,11 +41,15 @@ class Log:
 
     def __init__(self, path, master_process):
         self.path, self.master_process = Path(path), master_process
+        self.error = None  # the first OSError; the loop checks it between two steps
 
     def line(self, text):
-        if self.master_process:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(text + "\n")
+        if self.master_process and not self.error:
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(text + "\n")
+            except OSError as error:
+                self.error = error
 
     def value(self, step, kind, value):
         self.line(f"{step} {kind} {value!r}")
@@ -55,9 +59,12 @@ class Log:
 
     def begin(self, config, t, saved):
         """Write a run's header; or a note if the run resumes and its log is still here."""
-        resumed = bool(saved) and self.cut(saved["log_size"])
-        if not resumed:
-            self.cut(self.whole_lines())
+        try:
+            resumed = bool(saved) and self.cut(saved["log_size"])
+            if not resumed:
+                self.cut(self.whole_lines())
+        except OSError as error:
+            resumed, self.error = False, error
         header = {"config": asdict(config)}
         if resumed:
             header = {"resumed": t.step, "changed": saved["changed"]}
