@@ -23,7 +23,7 @@ from nanogpt.common import UserError
 from nanogpt.disk import check_writable, digest, discard, save_file, unused, whole
 from nanogpt.ranks import on_master, sum_over_ranks
 from nanogpt.report import Log, config_of, read_log
-from nanogpt.weights import TRANSPOSED
+from nanogpt.weights import TRANSPOSED, read_sizes
 
 FILES = ("config.json", "model.safetensors", "state.json", "state.safetensors")
 OURS = re.compile(  # no files but these are ever deleted; .tmp...: while they are written
@@ -216,6 +216,8 @@ def find_whole(config, shards, log, net, max_steps):
         try:
             facts = read_facts(step, folder)
             changed = changed_settings(config, facts, shards, max_steps)
+            if (n := read_sizes(folder / "config.json").get("block_size")) != net.config.block_size:
+                raise UserError(f"{folder} has {n} positions: give the same --init-from as before")
             check_room(config, net, step, max_steps)
             if log.size() >= (size := facts["log_size"]):
                 config_of(read_log(log.path, size), log.path)

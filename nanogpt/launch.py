@@ -1,5 +1,8 @@
 """What starts the processes of a run: torchrun, mpirun, srun, or you."""
 
+import socket
+import time
+
 from nanogpt.common import UserError
 
 TORCHRUN = {  # the environment variables it sets
@@ -45,3 +48,18 @@ def find_ranks(env):
         raise UserError(f"{said}: LOCAL_RANK must be at most RANK, RANK less than WORLD_SIZE, and "
                         "MASTER_PORT a number from 1 to 65535")
     return True, rank, local, size
+
+
+def await_rank_0(rank, address, port, seconds):
+    """Return when rank 0's machine has an address and, for other ranks, somebody listens there.
+    Raises OSError if that takes longer. (torch would say the same in a hundred lines.)"""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if rank:
+                socket.create_connection((address, port), timeout=5).close()
+            return socket.getaddrinfo(address, port)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)

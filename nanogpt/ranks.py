@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from nanogpt.common import UserError
-from nanogpt.launch import find_ranks
+from nanogpt.launch import await_rank_0, find_ranks
 
 
 def find_device(name="auto"):
@@ -96,11 +97,30 @@ def init_ranks(device_name, dtype_name="auto"):
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # "cuda" alone has no index, and is refused
     if ddp:  # an hour: one rank may download while the others wait
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
-                                timeout=datetime.timedelta(hours=1), rank=ddp_rank,
-                                world_size=ddp_world_size)
+        meet(ddp_rank, ddp_world_size, "nccl" if device.type == "cuda" else "gloo")
     dtype = choose_dtype(dtype_name, device)
     return Ranks(device, ddp, ddp_rank, ddp_local_rank, ddp_world_size, dtype)
+
+
+def meet(rank, world_size, backend, patience=600):
+    """Join the other processes, which all have to come within `patience` seconds."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    wait, hour = datetime.timedelta(seconds=patience), datetime.timedelta(hours=1)
+    try:
+        await_rank_0(rank, address, port, patience)
+        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=wait))
+        store.set_timeout(hour)
+        # after a restart, torchrun's store still has the addresses of the dead ranks
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dist.init_process_group(backend, timeout=hour, rank=rank, world_size=world_size,
+                                store=dist.PrefixStore(f"attempt {attempt}", store))
+    except (RuntimeError, ValueError, OSError) as error:  # torch's errors are RuntimeErrors
+        card = f"{backend.upper()}_SOCKET_IFNAME"
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"rank {rank} of {world_size} cannot meet the others at {address}:{port} "
+                        f"({reason}): check MASTER_ADDR (rank 0's machine), MASTER_PORT (free "
+                        f"there), {card} ({os.environ.get(card, 'not set')}), and that all "
+                        f"{world_size} processes are started") from None
 
 
 @contextlib.contextmanager
