@@ -32,6 +32,7 @@ from tqdm import tqdm
 import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
 from nanogpt.guard import Spikes, Stop, find_fault
+from nanogpt.profiler import Profile
 from nanogpt.ranks import (
     Ranks, autocast, compile_model, init_ranks, on_any_rank, on_master, one_rank_first, share,
     sum_over_ranks,
@@ -266,6 +267,7 @@ class TrainConfig:
     skip_spikes: float | None = None
     """skip updates whose loss or norm is this many deviations above the mean of the last 128"""
     print_every: int = 1  # steps between printed lines; the log has every step
+    profile: int = 0  # profile N steps after the first three: a table, and trace.json
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """of matrix products; auto: bfloat16 on GPUs that have it, else float16; float32 on a CPU"""
@@ -318,7 +320,7 @@ def check_config(config, ddp_world_size):
     at_least = dict(n_layer=1, n_head=1, n_embd=1, B=1, T=1, total_batch_size=1, max_steps=1,
                     warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
                     hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1,
-                    print_every=1, keep=1, keep_every=1, skip_spikes=0)
+                    print_every=1, keep=1, keep_every=1, skip_spikes=0, profile=0)
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and not value >= least:
@@ -327,6 +329,9 @@ def check_config(config, ddp_world_size):
         raise UserError(f"--min-lr {config.min_lr}, --max-lr {config.max_lr}: give 0 <= min <= max")
     if config.seed >= 2**63:
         raise UserError(f"--seed {config.seed}: give less than 2**63")
+    if config.profile and config.profile + 3 > (config.max_steps or math.inf):
+        raise UserError(f"--profile {config.profile} of {config.max_steps} steps: the first three "
+                        f"are left out, so give --max-steps {config.profile + 3} or more")
     at_once = config.B * config.T * ddp_world_size
     if config.total_batch_size % at_once:
         nearest = max(1, round(config.total_batch_size / at_once)) * at_once
@@ -608,6 +613,8 @@ def training_loop(config, t, exam, folder, stop):
     """Train `t` to its last step, with an exam and a checkpoint now and then, or until a signal
     asks to stop. Returns whether one did."""
     progress = Progress(config, t)
+    profile = Profile(config.profile if t.ranks.master_process else 0, config.out_dir,
+                      t.ranks.device)
     while True:  # t.step updates have been made
         last_step = t.step >= t.max_steps
         stopping = on_any_rank(stop.asked or folder.failed(), t.ranks)
@@ -639,6 +646,7 @@ def training_loop(config, t, exam, folder, stop):
         due = t.step % config.print_every == 0 or t.step == t.max_steps - 1
         if due and t.ranks.master_process:
             progress.print_step(t.step, loss, lr, norm, dt)
+        profile.step()
         t.step += 1
 
 

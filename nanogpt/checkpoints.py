@@ -276,7 +276,7 @@ class RunFolder:
 
     def look(self, net, max_steps):
         """The master's part of open()."""
-        check_writable(self.config.out_dir, "log.txt", "curves.png")
+        check_writable(self.config.out_dir, "log.txt", "curves.png", "trace.json")
         self.take_lock()
         for half in Path(self.config.out_dir).glob(".checkpoint_*"):  # killed while it was written
             if re.fullmatch(r"\.checkpoint_[0-9]{6,}\.(tmp|old)", half.name):
