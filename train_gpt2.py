@@ -17,6 +17,7 @@ import contextlib
 import math
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -351,18 +352,27 @@ class DataLoader:
     rank; the tokens of an optimizer step are the same whatever B and the number of ranks are.
     """
 
-    def __init__(self, stream, B, T, ddp_rank=0, ddp_world_size=1, position=0):
+    def __init__(self, stream, B, T, ddp_rank=0, ddp_world_size=1, position=0, pinned=False):
         self.stream, self.B, self.T = stream, B, T
         self.ddp_rank, self.ddp_world_size = ddp_rank, ddp_world_size
-        self.position = position
+        self.position, self.pinned = position, pinned
+        self.reader, self.ahead = ThreadPoolExecutor(1), {}  # {position: Future of its batch}
 
     def next_batch(self):
         """x, y: (B, T) long, y one token ahead of x. Advances position by B T tokens per rank."""
-        n = self.B * self.T
-        self.stream.look_at(self.position, n * self.ddp_world_size + 1)  # what all ranks read
-        tokens = torch.from_numpy(self.stream.read(self.position + self.ddp_rank * n, n + 1))
-        self.position += n * self.ddp_world_size
+        batch = self.ahead.pop(self.position, None) or self.reader.submit(self.read, self.position)
+        tokens = batch.result()
+        self.position += self.B * self.T * self.ddp_world_size
+        # while the caller computes with this batch, a thread reads the next one
+        self.ahead = {self.position: self.reader.submit(self.read, self.position)}
         return tokens[:-1].view(self.B, self.T), tokens[1:].view(self.B, self.T)
+
+    def read(self, position):
+        """This rank's B T + 1 tokens from `position` on, in pinned memory if a GPU copies them."""
+        n = self.B * self.T
+        self.stream.look_at(position, n * self.ddp_world_size + 1)  # what all ranks read
+        tokens = torch.from_numpy(self.stream.read(position + self.ddp_rank * n, n + 1))
+        return tokens.pin_memory() if self.pinned else tokens
 
 
 # optimizer and schedule
@@ -423,7 +433,8 @@ def accumulate_gradients(t):
     """
     loss_accum = torch.zeros((), device=t.ranks.device)
     for micro_step in range(t.grad_accum_steps):
-        x, y = (tokens.to(t.ranks.device) for tokens in t.loader.next_batch())
+        x, y = (tokens.to(t.ranks.device, non_blocking=t.loader.pinned)
+                for tokens in t.loader.next_batch())
         if t.ranks.ddp:
             # DDP decides in the forward pass whether the backward pass will synchronize, so this
             # comes first; until the last micro-step every rank only adds up its own gradients
@@ -598,7 +609,8 @@ def prepare_training(config, net, stream, ranks, saved):
         model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None)
     optimizer = configure_optimizer(net, config.weight_decay, config.max_lr)
     scaler = torch.amp.GradScaler(device.type, enabled=ranks.dtype == torch.float16)
-    loader = DataLoader(stream, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size)
+    loader = DataLoader(stream, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size,
+                        pinned=device.type == "cuda")
     grad_accum_steps = check_config(config, ranks.ddp_world_size)
     t = Training(net, model, optimizer, scaler, loader, grad_accum_steps, ranks,
                  count_steps(config, stream), compiled,
