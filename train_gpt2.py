@@ -474,8 +474,8 @@ def train_step(t, lr):
 
 # evaluation and sampling
 #
-# All of it runs the plain module, never the compiled or the DDP one: the weights are the same,
-# every length of input works, and compile stays on.
+# Evaluation runs the plain module, never the DDP one; only whole validation batches run compiled.
+# The weights are the same, every length of input works, and nothing is compiled twice.
 
 
 @dataclass
@@ -508,9 +508,9 @@ def evaluating(model):
         model.train()
 
 
-def validate(model, stream, n_tokens, B, T, ranks, stop=None):
+def validate(model, stream, n_tokens, B, T, ranks, stop=None, compiled=None):
     """Mean loss in nats over the first n_tokens of the stream, in rows of T: the same rows for
-    every B and every number of ranks."""
+    every B and every number of ranks. compiled: the compiled model, for batches of B rows."""
     n_rows = validation_rows(stream, n_tokens, T)
     stream.look_at(0, n_rows * T + 1)  # what all ranks read: one of them looks at it
     mine = range(n_rows * ranks.ddp_rank // ranks.ddp_world_size,
@@ -524,7 +524,8 @@ def validate(model, stream, n_tokens, B, T, ranks, stop=None):
                 break
             rows = min(B, mine.stop - row)
             tokens = torch.from_numpy(stream.read(row * T, rows * T + 1)).to(ranks.device)
-            _, loss = model(tokens[:-1].view(rows, T), tokens[1:].view(rows, T))
+            forward = model if compiled is None or rows < B else compiled
+            _, loss = forward(tokens[:-1].view(rows, T), tokens[1:].view(rows, T))
             total += loss * rows
     return sum_over_ranks(total, ranks).item() / n_rows
 
@@ -560,7 +561,8 @@ def sample(model, enc, prompt, n_samples, max_new_tokens, temperature, seed, ran
 def evaluate(config, t, exam, stop):
     """The Evaluation of `t.net`, the same on every rank; None if a request to stop cut it short."""
     began = time.perf_counter()
-    val_loss = validate(t.net, exam.val, config.val_tokens, config.B, config.T, t.ranks, stop)
+    val_loss = validate(t.net, exam.val, config.val_tokens, config.B, config.T, t.ranks, stop,
+                        t.compiled)
     if not math.isfinite(val_loss):
         raise UserError(f"validation loss {val_loss} after step {t.step}: go on with --resume and "
                         "a lower --max-lr")

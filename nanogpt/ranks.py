@@ -63,7 +63,7 @@ def compile_model(model, device, wanted, master=True):
         if master:
             print(f"torch.compile does not work here ({type(error).__name__}): running eagerly")
         return model
-    return torch.compile(model)
+    return torch.compile(model, dynamic=False)  # every batch has one shape
 
 
 @dataclass(frozen=True)
