@@ -120,6 +120,7 @@ class GPT(nn.Module):
     """GPT-2. Parameters are named and shaped as in the published checkpoints."""
 
     vocab_multiple = 1  # lm_head's matrix product is padded to a multiple of this many ids
+    loss_rows = 0  # compute the loss this many positions at a time; 0: all at once
 
     def __init__(self, config):
         super().__init__()
@@ -151,7 +152,7 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None):
         """idx, targets (B, T) int64 -> logits (B, T, vocab_size), mean loss in nats (or None).
 
-        Raises ValueError for T > block_size.
+        With loss_rows and targets, logits is None. Raises ValueError for T > block_size.
         """
         B, T = idx.size()
         if T > self.config.block_size:
@@ -161,6 +162,8 @@ class GPT(nn.Module):
         for block in self.transformer.h:
             x = block(x)
         x = self.transformer.ln_f(x)
+        if targets is not None and self.loss_rows:
+            return None, self.loss_in_parts(x.flatten(0, 1), targets.flatten())
         V = self.config.vocab_size
         if missing := -V % self.vocab_multiple:
             # 50,257 is odd, and a GPU's kernels are faster on multiples of 64: rows of zeros make
@@ -172,6 +175,16 @@ class GPT(nn.Module):
         if targets is not None:
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
+
+    def loss_in_parts(self, x, targets):
+        """Mean loss of x (rows, C) in nats, with logits for at most loss_rows rows at a time: the
+        backward pass computes each part's logits again."""
+        weight, kind = self.lm_head.weight, x.device.type
+        if torch.is_autocast_enabled(kind):  # autocast does not cover linear_cross_entropy
+            x, weight = (t.to(torch.get_autocast_dtype(kind)) for t in (x, weight))
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=self.loss_rows)
+        losses = F.linear_cross_entropy(x, weight, targets, reduction="none", options=options)
+        return losses.sum(dtype=self.lm_head.weight.dtype) / (targets != -100).sum()  # not in bf16
 
     def num_params(self):
         """Number of parameters, the shared matrix counted once: 124,439,808 for GPT-2 124M."""
@@ -246,6 +259,7 @@ class TrainConfig:
     B: int = 64  # micro-batch: sequences per process at a time; halve it if memory runs out
     T: int = 1024  # tokens per sequence; without --init-from also the number of positions
     total_batch_size: int = 2**19  # tokens per optimizer step, over all ranks and micro-steps
+    loss_rows: int = 0  # compute the loss this many positions at a time; 0: all at once
     max_steps: int | None = None  # optimizer steps; None: one epoch
     max_lr: float = 6e-4  # learning rate after warm-up
     min_lr: float | None = None  # learning rate at the end; None: a tenth of --max-lr
@@ -321,13 +335,16 @@ def check_config(config, ddp_world_size):
     at_least = dict(n_layer=1, n_head=1, n_embd=1, B=1, T=1, total_batch_size=1, max_steps=1,
                     warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
                     hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1,
-                    print_every=1, keep=1, keep_every=1, skip_spikes=0, profile=0)
+                    print_every=1, keep=1, keep_every=1, skip_spikes=0, profile=0, loss_rows=0)
     for name, least in at_least.items():
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
     if not 0 <= config.final_lr <= config.max_lr < math.inf:
         raise UserError(f"--min-lr {config.min_lr}, --max-lr {config.max_lr}: give 0 <= min <= max")
+    if config.loss_rows and not hasattr(nn, "LinearCrossEntropyOptions"):
+        raise UserError(f"--loss-rows {config.loss_rows} needs torch 2.13, and this is "
+                        f"{torch.__version__}: leave it out")
     if config.seed >= 2**63:
         raise UserError(f"--seed {config.seed}: give less than 2**63")
     if config.profile and config.profile + 3 > (config.max_steps or math.inf):
@@ -605,6 +622,7 @@ def prepare_training(config, net, stream, ranks, saved):
         torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
         net.vocab_multiple = 64
     net.to(device)
+    net.loss_rows = config.loss_rows
     model = compile_model(net, device, config.compile, ranks.master_process)
     compiled = None if model is net else model
     if ranks.ddp:
