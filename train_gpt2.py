@@ -24,6 +24,7 @@ from typing import Annotated, Literal
 import tiktoken
 import torch
 import torch.distributed as dist
+import torch.utils.checkpoint
 import tyro
 from torch import nn
 from torch.nn import functional as F
@@ -121,6 +122,7 @@ class GPT(nn.Module):
 
     vocab_multiple = 1  # lm_head's matrix product is padded to a multiple of this many ids
     loss_rows = 0  # compute the loss this many positions at a time; 0: all at once
+    recompute = False  # activation checkpointing: recompute each block in the backward pass
 
     def __init__(self, config):
         super().__init__()
@@ -160,7 +162,10 @@ class GPT(nn.Module):
         pos = torch.arange(T, device=idx.device)
         x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
         for block in self.transformer.h:
-            x = block(x)
+            if self.recompute and self.training:
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
         x = self.transformer.ln_f(x)
         if targets is not None and self.loss_rows:
             return None, self.loss_in_parts(x.flatten(0, 1), targets.flatten())
@@ -260,6 +265,7 @@ class TrainConfig:
     T: int = 1024  # tokens per sequence; without --init-from also the number of positions
     total_batch_size: int = 2**19  # tokens per optimizer step, over all ranks and micro-steps
     loss_rows: int = 0  # compute the loss this many positions at a time; 0: all at once
+    recompute: bool = False  # activation checkpointing: recompute each block during backward
     max_steps: int | None = None  # optimizer steps; None: one epoch
     max_lr: float = 6e-4  # learning rate after warm-up
     min_lr: float | None = None  # learning rate at the end; None: a tenth of --max-lr
@@ -622,7 +628,7 @@ def prepare_training(config, net, stream, ranks, saved):
         torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain
         net.vocab_multiple = 64
     net.to(device)
-    net.loss_rows = config.loss_rows
+    net.loss_rows, net.recompute = config.loss_rows, config.recompute
     model = compile_model(net, device, config.compile, ranks.master_process)
     compiled = None if model is net else model
     if ranks.ddp:
