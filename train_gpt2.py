@@ -75,13 +75,16 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True
 
-    def forward(self, x):
+    def forward(self, x, cache=None):
         B, T, C = x.size()
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
                    for t in (q, k, v))
-        # softmax(q k^T / sqrt(hs)) v, masked to the past, without ever storing the (T, T) matrix
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if cache:
+            k, v = cache.extend(k, v)
+        # softmax(q k^T / sqrt(hs)) v, masked to the past, without ever storing the (T, T) matrix;
+        # a single new position may see everything in the cache
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=T == k.size(2))
         y = y.transpose(1, 2).contiguous().view(B, T, C)  # heads side by side again
         return self.c_proj(y)
 
@@ -111,8 +114,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x, cache=None):
+        x = x + self.attn(self.ln_1(x), cache)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -151,22 +154,32 @@ class GPT(nn.Module):
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
 
+    def hidden(self, idx, caches=None):
+        """idx (B, T) long -> (B, T, C): the network's output after the last norm, before lm_head.
+
+        caches: one Cache per block; idx holds the tokens after those in them, just one unless they
+        are empty. Raises ValueError for more than block_size positions.
+        """
+        begin = caches[0].n if caches else 0
+        T = begin + idx.size(1)
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens, but the network has {self.config.block_size} positions")
+        pos = torch.arange(begin, T, device=idx.device)
+        x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
+        for block, cache in zip(self.transformer.h, caches or [None] * self.config.n_layer,
+                                strict=True):
+            if self.recompute and self.training and not caches:
+                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x, cache)
+        return self.transformer.ln_f(x)
+
     def forward(self, idx, targets=None):
         """idx, targets (B, T) int64 -> logits (B, T, vocab_size), mean loss in nats (or None).
 
         With loss_rows and targets, logits is None. Raises ValueError for T > block_size.
         """
-        B, T = idx.size()
-        if T > self.config.block_size:
-            raise ValueError(f"{T} tokens, but the network has {self.config.block_size} positions")
-        pos = torch.arange(T, device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
-        for block in self.transformer.h:
-            if self.recompute and self.training:
-                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        x = self.transformer.ln_f(x)
+        x = self.hidden(idx)
         if targets is not None and self.loss_rows:
             return None, self.loss_in_parts(x.flatten(0, 1), targets.flatten())
         V = self.config.vocab_size
@@ -202,9 +215,15 @@ class GPT(nn.Module):
         temperature 0 takes the likeliest token; top_k None chooses among all. generator: a
         torch.Generator on idx's device, so that sampling leaves the global state alone.
         """
+        T, block_size = idx.size(1), self.config.block_size
+        length = min(T + max_new_tokens, block_size)
+        caches = [Cache(length) for _ in self.transformer.h] if T <= block_size else None
         for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, -self.config.block_size :])
-            logits = logits[:, -1, :].float()  # (B, V): only the last position predicts the next
+            if idx.size(1) <= block_size:
+                x = self.hidden(idx[:, caches[0].n :], caches)
+            else:  # the window slides: every token's position changes, so compute all again
+                x = self.hidden(idx[:, -block_size:])
+            logits = self.lm_head(x[:, -1]).float()  # (B, V): the last position predicts the next
             if not logits.isfinite().all():
                 raise UserError("the network's logits are NaN or infinite: take other weights")
             if temperature < 1e-6:  # below, the division overflows
@@ -245,6 +264,24 @@ class GPT(nn.Module):
         state_dict: weights to write instead of the current ones.
         """
         write_pretrained(folder, asdict(self.config), state_dict or self.state_dict())
+
+
+class Cache:
+    """One layer's keys and values so far, (B, nh, n, hs) each. Memory for `length` positions is
+    allocated once."""
+
+    def __init__(self, length):
+        self.length, self.n = length, 0
+
+    def extend(self, *new):
+        """Add the k and v of the next positions. Returns k and v of all positions so far."""
+        assert self.n == 0 or new[0].size(2) == 1, "of several, the first would see the others"
+        if self.n == 0:
+            self.kept = [t.new_empty(*t.shape[:2], self.length, t.size(3)) for t in new]
+        begin, self.n = self.n, self.n + new[0].size(2)
+        for kept, t in zip(self.kept, new, strict=True):
+            kept[:, :, begin : self.n] = t
+        return [kept[:, :, : self.n] for kept in self.kept]
 
 
 # configuration and presets
