@@ -209,21 +209,24 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=50, generator=None):
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=50, generator=None, eot=None):
         """Continue idx (B, T) with max_new_tokens sampled tokens: (B, T + max_new_tokens).
 
         temperature 0 takes the likeliest token; top_k None chooses among all. generator: a
-        torch.Generator on idx's device, so that sampling leaves the global state alone.
+        torch.Generator on idx's device, so that sampling leaves the global state alone. eot: an
+        id; stop when every row has drawn it, and return fewer tokens.
         """
         T, block_size = idx.size(1), self.config.block_size
         length = min(T + max_new_tokens, block_size)
         caches = [Cache(length) for _ in self.transformer.h] if T <= block_size else None
+        new = idx[:1] if (idx == idx[:1]).all() else idx  # compute a shared prompt once
         for _ in range(max_new_tokens):
             if idx.size(1) <= block_size:
-                x = self.hidden(idx[:, caches[0].n :], caches)
+                x = self.hidden(new, caches)
             else:  # the window slides: every token's position changes, so compute all again
                 x = self.hidden(idx[:, -block_size:])
-            logits = self.lm_head(x[:, -1]).float()  # (B, V): the last position predicts the next
+            # (B, V): the last position predicts the next
+            logits = self.lm_head(x[:, -1]).float().expand(len(idx), -1)
             if not logits.isfinite().all():
                 raise UserError("the network's logits are NaN or infinite: take other weights")
             if temperature < 1e-6:  # below, the division overflows
@@ -233,7 +236,9 @@ class GPT(nn.Module):
                 top, ids = logits.topk(k, dim=-1)  # (B, k)
                 probs = F.softmax(top / temperature, dim=-1)
                 next_idx = ids.gather(1, torch.multinomial(probs, 1, generator=generator))
-            idx = torch.cat((idx, next_idx), dim=1)
+            idx, new = torch.cat((idx, next_idx), dim=1), next_idx
+            if eot is not None and (idx[:, T:] == eot).any(dim=1).all():
+                break
         return idx
 
     @classmethod
@@ -278,6 +283,8 @@ class Cache:
         assert self.n == 0 or new[0].size(2) == 1, "of several, the first would see the others"
         if self.n == 0:
             self.kept = [t.new_empty(*t.shape[:2], self.length, t.size(3)) for t in new]
+        if len(self.kept[0]) < len(new[0]):  # several samples continue one shared prompt
+            self.kept = [kept.repeat(len(new[0]), 1, 1, 1) for kept in self.kept]
         begin, self.n = self.n, self.n + new[0].size(2)
         for kept, t in zip(self.kept, new, strict=True):
             kept[:, :, begin : self.n] = t
@@ -610,7 +617,8 @@ def sample(model, enc, prompt, n_samples, max_new_tokens, temperature, seed, ran
     tokens = enc.encode_ordinary(prompt) or [enc.eot_token]  # no prompt: a document begins
     idx = torch.tensor([tokens] * n_samples, device=ranks.device)
     with evaluating(model), autocast(ranks.device, ranks.dtype):
-        idx = model.generate(idx, max_new_tokens, temperature, generator=generator)
+        idx = model.generate(idx, max_new_tokens, temperature, generator=generator,
+                             eot=enc.eot_token)
     texts = []
     for new in idx[:, len(tokens) :].tolist():
         end = new.index(enc.eot_token) if enc.eot_token in new else len(new)
