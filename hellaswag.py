@@ -181,22 +181,46 @@ def load_run(config, enc, block_size, val):
     return encode(examples, enc, block_size)
 
 
-def batches(encoded, tokens_per_batch=4096):
-    """Lists of examples of similar length: sorted, and as many together as fit when padded.
+def in_rows(example):
+    """How many tokens an example takes as four rows, padded to the longest of them."""
+    return 4 * max(map(len, example.rows))
+
+
+def batches(encoded, tokens_per_batch=4096, size=in_rows):
+    """Lists of examples of similar size: sorted, and as many together as fit when padded.
 
     The batches depend on nothing but the examples, so that every run scores the same ones.
     """
-    def longest(example):
-        return max(map(len, example.rows))
-
     batch = []
-    for example in sorted(encoded, key=longest):
-        if batch and 4 * (len(batch) + 1) * longest(example) > tokens_per_batch:
+    for example in sorted(encoded, key=size):
+        if batch and (len(batch) + 1) * size(example) > tokens_per_batch:
             yield batch
             batch = []
         batch.append(example)
     if batch:
         yield batch
+
+
+def pack(example):
+    """An example as a row of (token, position in its own text, part, target): the context once, as
+    part 0, then the endings, as parts 1 to 4. The context's last token predicts the first token of
+    every ending, so it is in all four parts.
+
+    Returns [row], or four rows where long endings have cut the contexts to different lengths.
+    """
+    rows, contexts = [], [row[:-n] for row, n in zip(example.rows, example.n_ending, strict=True)]
+    for part, (row, context) in enumerate(zip(example.rows, contexts, strict=True), start=1):
+        last = len(context) - 1
+        if not rows or contexts.count(context) < 4:
+            rows.append([(token, at, 0, 0) for at, token in enumerate(context[:last])])
+        rows[-1] += [(row[at], at, part, row[at + 1]) for at in range(last, len(row) - 1)]
+    return rows
+
+
+def in_packs(example):
+    """How many tokens an example takes when packed (into one row, mostly), padding included."""
+    rows = pack(example)
+    return len(rows) * max(map(len, rows))
 
 
 # -----------------------------------------------------------------------------
@@ -229,6 +253,29 @@ def score(model, batch, device):
     return sums.view(-1, 4), (sums / n_ending).view(-1, 4)
 
 
+@torch.no_grad()
+def score_packed(model, batch, device):
+    """Like score(), for a model with hidden(idx, pos=, mask=) and lm_head: each context is computed
+    once for its four endings, and logits only where a token of an ending is predicted."""
+    rows = [(i, row) for i, example in enumerate(batch) for row in pack(example)]
+    table = torch.zeros(len(rows), max(len(row) for _, row in rows), 4, dtype=torch.long)
+    table[:, :, 2] = -1  # padding is a separate part, which no ending sees
+    for line, (_, row) in zip(table, rows, strict=True):
+        line[: len(row)] = torch.tensor(row)
+    idx, pos, part, targets = table.to(device).unbind(dim=2)  # (rows, T) each
+    # a token sees the context and its own ending, up to its position
+    mask = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
+    mask &= pos[:, None, :] <= pos[:, :, None]
+    x = model.hidden(idx, pos=pos, mask=mask[:, None])
+
+    ending = part > 0
+    first = 4 * torch.tensor([i for i, _ in rows], device=device)[:, None]
+    of = (first + part - 1)[ending]  # 4 * example + ending, for each predicted token
+    losses = F.cross_entropy(model.lm_head(x[ending]).float(), targets[ending], reduction="none")
+    sums = torch.zeros(4 * len(batch), device=device).index_add_(0, of, losses)
+    return sums.cpu().view(-1, 4), (sums / of.bincount()).cpu().view(-1, 4)
+
+
 def count_correct(model, encoded, device, ddp_rank=0, ddp_world_size=1, progress=False, stop=None):
     """How many of this rank's examples the model gets right, and how many there are.
 
@@ -236,12 +283,15 @@ def count_correct(model, encoded, device, ddp_rank=0, ddp_world_size=1, progress
     all ranks, then divide. stop: an object; no batch is started once its `asked` is true.
     """
     counts = torch.zeros(3, dtype=torch.float64)
-    mine = list(batches(encoded))[ddp_rank::ddp_world_size]
+    fast = hasattr(model, "hidden")
+    tokens = 1024 if fast and device.type == "cpu" else 4096  # 1024 fit into a CPU's caches
+    found = batches(encoded, tokens, in_packs if fast else in_rows)
+    mine = list(found)[ddp_rank::ddp_world_size]
     for batch in tqdm(mine, desc="HellaSwag", leave=False, disable=None if progress else True):
         if stop and stop.asked:
             break
         labels = torch.tensor([example.label for example in batch])
-        sums, means = score(model, batch, device)
+        sums, means = (score_packed if fast else score)(model, batch, device)
         for example, row in zip(batch, sums.tolist(), strict=True):
             if not all(map(math.isfinite, row)):  # argmin would choose a NaN
                 raise UserError(f"example {example.number} scores {row}: take other weights")

@@ -75,7 +75,7 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True
 
-    def forward(self, x, cache=None):
+    def forward(self, x, cache=None, mask=None):
         B, T, C = x.size()
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
@@ -84,7 +84,7 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.extend(k, v)
         # softmax(q k^T / sqrt(hs)) v, masked to the past, without ever storing the (T, T) matrix;
         # a single new position may see everything in the cache
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=T == k.size(2))
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T == k.size(2))
         y = y.transpose(1, 2).contiguous().view(B, T, C)  # heads side by side again
         return self.c_proj(y)
 
@@ -114,8 +114,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, cache=None):
-        x = x + self.attn(self.ln_1(x), cache)
+    def forward(self, x, cache=None, mask=None):
+        x = x + self.attn(self.ln_1(x), cache, mask)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -154,24 +154,25 @@ class GPT(nn.Module):
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
 
-    def hidden(self, idx, caches=None):
+    def hidden(self, idx, caches=None, pos=None, mask=None):
         """idx (B, T) long -> (B, T, C): the network's output after the last norm, before lm_head.
 
         caches: one Cache per block; idx holds the tokens after those in them, just one unless they
-        are empty. Raises ValueError for more than block_size positions.
+        are empty. pos (B, T) int64: positions other than 0, 1, ...; mask (B, 1, T, T) bool: what
+        each may see instead of its past. Raises ValueError for more than block_size positions.
         """
         begin = caches[0].n if caches else 0
-        T = begin + idx.size(1)
+        T = begin + idx.size(1) if pos is None else int(pos.max()) + 1
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens, but the network has {self.config.block_size} positions")
-        pos = torch.arange(begin, T, device=idx.device)
+        pos = torch.arange(begin, T, device=idx.device) if pos is None else pos
         x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
         for block, cache in zip(self.transformer.h, caches or [None] * self.config.n_layer,
                                 strict=True):
             if self.recompute and self.training and not caches:
-                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+                x = torch.utils.checkpoint.checkpoint(block, x, None, mask, use_reentrant=False)
             else:
-                x = block(x, cache)
+                x = block(x, cache, mask)
         return self.transformer.ln_f(x)
 
     def forward(self, idx, targets=None):

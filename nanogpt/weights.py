@@ -166,7 +166,11 @@ def load_model(name_or_folder, device):
     if absent := sorted(info["missing_keys"]):  # transformers went on with random numbers there
         raise UserError(f"{name_or_folder} lacks weights of its config.json, {absent[0]} for one: "
                         "name a folder that holds them all")
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if model.config.model_type == "gpt2":  # the only kind known to read such a mask correctly
+        model.hidden = lambda idx, pos, mask: model.transformer(
+            idx, position_ids=pos, attention_mask=mask, use_cache=False).last_hidden_state
+    return model
 
 
 def read_config(path):
