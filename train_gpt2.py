@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
+from nanogpt.cpu import choose_products, quicken
 from nanogpt.guard import Spikes, Stop, find_fault
 from nanogpt.profiler import Profile
 from nanogpt.ranks import (
@@ -335,6 +336,8 @@ class TrainConfig:
     print_every: int = 1  # steps between printed lines; the log has every step
     profile: int = 0  # profile N steps after the first three: a table, and trace.json
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
+    products: Literal["plain", "onednn"] = "plain"
+    """library for float32 matrix products on a CPU; plain is PyTorch's own choice"""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """of matrix products; auto: bfloat16 on GPUs that have it, else float16; float32 on a CPU"""
     compile: Annotated[bool | None, tyro.conf.arg(metavar="| --no-compile")] = None
@@ -491,6 +494,7 @@ class Training:
     step: int = 0  # updates made
     evaluated: int | None = None  # the step of the last evaluation
     spikes: Spikes = field(default_factory=Spikes)
+    chosen: dict = field(default_factory=dict)  # what trials on this machine decided
 
 
 def accumulate_gradients(t):
@@ -679,6 +683,10 @@ def prepare_training(config, net, stream, ranks, saved):
     compiled = None if model is net else model
     if ranks.ddp:
         model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None)
+    chosen = {}
+    if device.type == "cpu":
+        chosen["products"] = choose_products(config.products)
+        quicken(net, chosen["products"])
     optimizer = configure_optimizer(net, config.weight_decay, config.max_lr)
     scaler = torch.amp.GradScaler(device.type, enabled=ranks.dtype == torch.float16)
     loader = DataLoader(stream, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size,
@@ -686,7 +694,7 @@ def prepare_training(config, net, stream, ranks, saved):
     grad_accum_steps = check_config(config, ranks.ddp_world_size)
     t = Training(net, model, optimizer, scaler, loader, grad_accum_steps, ranks,
                  count_steps(config, stream), compiled,
-                 spikes=Spikes(saved.get("spikes"), config.skip_spikes))
+                 spikes=Spikes(saved.get("spikes"), config.skip_spikes), chosen=chosen)
     if saved:
         tensors = read_tensors(saved["folder"]) if ranks.master_process else {}
         restore(t, saved, share(tensors, ranks))

@@ -228,6 +228,9 @@ def describe(config, t, exam, saved=None):
                   f"x {t.grad_accum_steps} micro-steps"),
         ("folder", config.out_dir),
     ]
+    if "products" in t.chosen:
+        rows.append(("products", ", ".join(f"{what} {library}"
+                                           for what, library in t.chosen["products"].items())))
     if saved:
         changes = "".join(f", {name} {a} -> {b}" for name, (a, b) in saved["changed"].items())
         rows.append(("resumed", f"at step {t.step:,} of {saved['folder']}{changes}"))
