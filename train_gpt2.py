@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
-from nanogpt.cpu import choose_products, quicken
+from nanogpt.cpu import choose_products, keep_memory, quicken
 from nanogpt.guard import Spikes, Stop, find_fault
 from nanogpt.profiler import Profile
 from nanogpt.ranks import (
@@ -743,6 +743,7 @@ def training_loop(config, t, exam, folder, stop):
 
 
 def main():
+    keep_memory()
     config = parse_args(sys.argv[1:])
     ranks = init_ranks(config.device, config.dtype)
     check_config(config, ranks.ddp_world_size)

@@ -1,6 +1,7 @@
-"""What only a CPU needs: matrix products by the faster library."""
+"""What only a CPU needs: matrix products by the faster library, and memory that is kept."""
 
 import contextlib
+import ctypes
 import functools
 import threading
 
@@ -11,6 +12,18 @@ from torch.nn import functional as F
 from nanogpt.common import UserError
 
 LOCK = threading.RLock()
+
+
+def keep_memory():
+    """Keep the memory of freed tensors on the CPU for the next ones (Linux with glibc).
+
+    By default glibc returns blocks above 32 MB to the system, which must clear every page of 4 kB
+    again when it is next touched.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library or system
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no tensor gets its own mapping
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: return nothing
 
 
 @contextlib.contextmanager
