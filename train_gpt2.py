@@ -14,6 +14,7 @@ Read from top to bottom: network, configuration, data, optimizer, training step,
 from nanogpt.common import PLAIN, UserError, did_you_mean, parse, run
 
 import contextlib
+import functools
 import math
 import sys
 import time
@@ -33,7 +34,7 @@ from tqdm import tqdm
 
 import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
-from nanogpt.cpu import choose_products, keep_memory, quicken
+from nanogpt.cpu import keep_memory, quicken
 from nanogpt.guard import Spikes, Stop, find_fault
 from nanogpt.profiler import Profile
 from nanogpt.ranks import (
@@ -45,6 +46,7 @@ from nanogpt.report import (
 )
 from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
+from nanogpt.trial import try_out
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained, write_pretrained
 
 
@@ -336,8 +338,8 @@ class TrainConfig:
     print_every: int = 1  # steps between printed lines; the log has every step
     profile: int = 0  # profile N steps after the first three: a table, and trace.json
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
-    products: Literal["plain", "onednn"] = "plain"
-    """library for float32 matrix products on a CPU; plain is PyTorch's own choice"""
+    products: Literal["auto", "plain", "onednn"] = "auto"
+    """library for float32 products on a CPU; plain is PyTorch's own choice, auto tries both"""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """of matrix products; auto: bfloat16 on GPUs that have it, else float16; float32 on a CPU"""
     compile: Annotated[bool | None, tyro.conf.arg(metavar="| --no-compile")] = None
@@ -683,9 +685,9 @@ def prepare_training(config, net, stream, ranks, saved):
     compiled = None if model is net else model
     if ranks.ddp:
         model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None)
-    chosen = {}
+    # a run keeps what its first trials on this machine decided
+    chosen = on_master(ranks, functools.partial(try_out, config, net, device, saved))
     if device.type == "cpu":
-        chosen["products"] = choose_products(config.products)
         quicken(net, chosen["products"])
     optimizer = configure_optimizer(net, config.weight_decay, config.max_lr)
     scaler = torch.amp.GradScaler(device.type, enabled=ranks.dtype == torch.float16)

@@ -47,7 +47,7 @@ def save_checkpoint(folder, t, config, rng=None, writer=None, **facts):
     weights = {name: p.detach().to("cpu", copy=True) for name, p in t.net.named_parameters()}
     facts |= dict(step=t.step, position=t.loader.position, scaler=t.scaler.state_dict(),
                   config=asdict(config), evaluated=t.evaluated)
-    facts |= dict(spikes=dict(t.spikes.seen))  # a copy, like everything that is written later
+    facts |= dict(spikes=dict(t.spikes.seen), chosen=t.chosen)  # seen is copied: written later
     write = functools.partial(write_checkpoint, Path(folder), t.net, weights, tensors, facts)
     return writer.submit(write) if writer else write()
 
@@ -110,6 +110,8 @@ def read_facts(step, folder):
                      spikes=dict)
         if facts["step"] != step or any(type(facts[k]) is not kind for k, kind in kinds.items()):
             raise Damaged(f"{folder}: state.json is not of step {step}")
+        if type(facts.setdefault("chosen", {})) is not dict:  # older checkpoints have none
+            raise Damaged(f"{folder}: state.json says chosen = {facts['chosen']}")
         for window in facts["spikes"].values():
             if not all(map(math.isfinite, window)):  # raises unless all of them are numbers
                 raise Damaged(f"{folder}: state.json has losses or norms that are not finite")

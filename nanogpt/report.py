@@ -234,6 +234,10 @@ def describe(config, t, exam, saved=None):
     if saved:
         changes = "".join(f", {name} {a} -> {b}" for name, (a, b) in saved["changed"].items())
         rows.append(("resumed", f"at step {t.step:,} of {saved['folder']}{changes}"))
+        before = saved.get("chosen", {}).get("machine", t.chosen["machine"])
+        if before != t.chosen["machine"]:
+            rows.append(("machine", f"{t.chosen['machine']} now, {before} before: the last bits of "
+                                    "results may differ"))
     return rows
 
 

@@ -1,0 +1,93 @@
+"""Short trials: which of several ways is fastest on this machine?"""
+
+import functools
+import time
+from collections import Counter
+
+import torch
+
+from nanogpt.cpu import choose_products, keeps_fp32, using
+
+SMALL = 2**24  # products with fewer multiplications are fast in any library, so they are not tried
+
+
+def least_seconds(actions, repeats=5):
+    """{name: the least seconds its action took}. Each is called once to warm up; then all take
+    turns, so that a busy moment of the machine affects all alike."""
+    times = {name: [] for name in actions}
+    for _ in range(1 + repeats):
+        for name, action in actions.items():
+            begin = time.perf_counter()
+            action()
+            times[name].append(time.perf_counter() - begin)
+    return {name: min(found[1:]) for name, found in times.items()}
+
+
+def quickest(took, ahead=1.05):
+    """The fastest name; but the first one, the plain way, unless it took more than `ahead` times as
+    long. Otherwise chance would choose between two equally fast ways."""
+    plain, best = next(iter(took)), min(took, key=took.get)
+    return best if took[plain] > ahead * took[best] else plain
+
+
+def machine(device):
+    """What the last bits of a result depend on: the card, or the CPU, its instructions, threads."""
+    if device.type != "cpu":
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "CPU")  # since torch 2.12
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
+def try_products(net, rows):
+    """{"forward", "backward": library}, found by a short trial with the shapes of the network's own
+    matrices. rows: B T, the rows of a training step's products."""
+    weights = [p.detach() for p in net.parameters() if p.dim() == 2]
+    return {"forward": try_shapes(weights, rows, forward),
+            "backward": try_shapes(weights, rows, backward)}
+
+
+def forward(library, x, weight, y):
+    with using(library):
+        return x @ weight.t()
+
+
+def backward(library, x, weight, y):
+    with using(library):
+        return y @ weight, y.t() @ x
+
+
+@torch.no_grad()
+def try_shapes(weights, rows, action):
+    """The library whose `action` is fastest over all weights; "plain" unless another is faster."""
+    took, shapes = Counter(plain=0.0), Counter(weight.shape for weight in weights)
+    for (out, into), count in shapes.items():
+        n, part = min(rows, 128), min(out, 2048)  # a part tells as much, in milliseconds
+        if rows * out * into > SMALL and keeps_fp32():
+            tensors = torch.ones(n, into), torch.ones(part, into), torch.ones(n, part)
+            seconds = least_seconds({library: functools.partial(action, library, *tensors)
+                                     for library in ("plain", "onednn")})
+            for library in seconds:
+                took[library] += count * out / part * seconds[library]
+    return quickest(took)
+
+
+def usable(chosen, device):
+    """Whether a checkpoint's choices have the form that try_out gives them: somebody may have
+    edited them, or an earlier version made fewer."""
+    products = chosen.get("products") if device.type == "cpu" else choose_products("plain")
+    return (type(products) is dict and products.keys() == choose_products("plain").keys()
+            and all(type(library) is str for library in products.values()))
+
+
+def try_out(config, model, device, saved):
+    """{what: choice} found by trials on this machine. A run that is resumed on the same machine
+    keeps its choices, so that its results stay the same to the last bit."""
+    chosen, before = saved.get("chosen", {}), saved.get("config", {}).get("products")
+    same = (chosen.get("machine"), before) == (machine(device), config.products)
+    if same and usable(chosen, device):
+        return chosen
+    chosen = {"machine": machine(device)}
+    if device.type == "cpu":
+        chosen["products"] = (try_products(model, config.B * config.T)
+                              if config.products == "auto" else choose_products(config.products))
+    return chosen
