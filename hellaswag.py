@@ -37,8 +37,10 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from nanogpt.cpu import using
 from nanogpt.ranks import find_device
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
+from nanogpt.trial import try_products
 from nanogpt.weights import load_model
 
 HUB = "Rowan/hellaswag"
@@ -336,7 +338,9 @@ def main():
     enc = get_tokenizer(tokenizer_name(model.config.vocab_size))
     encoded = encode(examples, enc, getattr(model.config, "max_position_embeddings", None) or 1024)
 
-    acc, acc_norm, n = count_correct(model, encoded, device, progress=True).tolist()
+    library = try_products(model, 1024)["forward"] if device.type == "cpu" else "plain"
+    with using(library):
+        acc, acc_norm, n = count_correct(model, encoded, device, progress=True).tolist()
     for name, correct in ("acc", acc), ("acc_norm", acc_norm):
         print(f"{name:8s} {correct / n:.4f} +- {standard_error(correct / n, n):.4f}"
               f"  ({correct:.0f} of {n:.0f})")

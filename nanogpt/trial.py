@@ -5,8 +5,9 @@ import time
 from collections import Counter
 
 import torch
+from torch.nn import functional as F
 
-from nanogpt.cpu import choose_products, keeps_fp32, using
+from nanogpt.cpu import choose_products, inner, keeps_fp32, using
 
 SMALL = 2**24  # products with fewer multiplications are fast in any library, so they are not tried
 
@@ -39,11 +40,12 @@ def machine(device):
 
 
 def try_products(net, rows):
-    """{"forward", "backward": library}, found by a short trial with the shapes of the network's own
+    """{"forward", "backward", "few rows": how to multiply}, found by a trial with the network's own
     matrices. rows: B T, the rows of a training step's products."""
     weights = [p.detach() for p in net.parameters() if p.dim() == 2]
     return {"forward": try_shapes(weights, rows, forward),
-            "backward": try_shapes(weights, rows, backward)}
+            "backward": try_shapes(weights, rows, backward),
+            "few rows": try_few_rows(weights)}
 
 
 def forward(library, x, weight, y):
@@ -69,6 +71,22 @@ def try_shapes(weights, rows, action):
             for library in seconds:
                 took[library] += count * out / part * seconds[library]
     return quickest(took)
+
+
+@torch.no_grad()
+def try_few_rows(weights):
+    """"inner" if that is faster for products of one row and of eight, else "plain"."""
+    there = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if not there or sum(weight.numel() for weight in weights) < 2**20:
+        return "plain"
+
+    def read(multiply):
+        for weight in weights[:12]:  # in turn, since a single one would stay in the cache
+            part = weight[: 2**22 // weight.size(1)]
+            for rows in 1, 8:
+                multiply(torch.ones(rows, part.size(1)), part)
+
+    return quickest(least_seconds({"plain": lambda: read(F.linear), "inner": lambda: read(inner)}))
 
 
 def usable(chosen, device):

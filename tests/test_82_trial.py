@@ -15,7 +15,7 @@ from nanogpt.trial import least_seconds, machine, quickest, try_products
 CPU = torch.device("cpu")
 RUN = [*TINY, "--max-steps", 4, "--eval-every", 4, "--checkpoint-every", 2, "--val-tokens", 512,
        "--sample-tokens", 0]
-ONEDNN = {"forward": "onednn", "backward": "onednn"}
+ONEDNN = {"forward": "onednn", "backward": "onednn", "few rows": "inner"}
 
 
 @pytest.mark.parametrize("plain, other, chosen", [
