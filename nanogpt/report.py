@@ -15,6 +15,7 @@ from nanogpt.common import UserError
 from nanogpt.disk import sync, whole
 from nanogpt.shards import validation_rows
 from nanogpt.tokenizer import TOKENIZERS, tokenizer_name
+from nanogpt.trial import times_slower
 
 
 def report_evaluation(step, found, log):
@@ -197,6 +198,12 @@ def flops_per_token(model, T):
     return 6 * weights + 12 * c.n_layer * c.n_embd * T
 
 
+def slower(dtype, device):
+    """A note for the table if products in `dtype` are slower than in float32 on this CPU, or ""."""
+    times = 1 if dtype == torch.float32 or device.type != "cpu" else times_slower(dtype, device)
+    return f", {times:.1f} times as long as in float32 on this machine" if times > 1.1 else ""
+
+
 def describe(config, t, exam, saved=None):
     """What the run found and will do, as (name, text) rows."""
     c, ranks, train = t.net.config, t.ranks, t.loader.stream
@@ -211,7 +218,8 @@ def describe(config, t, exam, saved=None):
         ("device", f"{card}, {ranks.ddp_world_size} process{'es' * (ranks.ddp_world_size > 1)}"),
         ("precision", f"{str(dtype)[6:]} products"
                       + ", loss scaled" * (dtype == torch.float16)
-                      + (", not compiled" if t.compiled is None else ", compiled")),
+                      + (", not compiled" if t.compiled is None else ", compiled")
+                      + slower(dtype, device)),
         ("network", f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels: "
                     f"{t.net.num_params():,} parameters"
                     + f", from {config.init_from}" * bool(config.init_from)),

@@ -39,6 +39,14 @@ def machine(device):
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 
+def times_slower(dtype, device):
+    """The time of a matrix product in `dtype`, divided by its time in float32."""
+    tensors = {name: torch.ones(256, 256, device=device, dtype=name)
+               for name in (torch.float32, dtype)}
+    took = least_seconds({name: lambda x=x: (x @ x)[0, 0].item() for name, x in tensors.items()})
+    return took[dtype] / took[torch.float32]
+
+
 def try_products(net, rows):
     """{"forward", "backward", "few rows": how to multiply}, found by a trial with the network's own
     matrices. rows: B T, the rows of a training step's products."""
