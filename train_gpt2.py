@@ -36,6 +36,7 @@ import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
 from nanogpt.cpu import keep_memory, quicken
 from nanogpt.guard import Spikes, Stop, find_fault
+from nanogpt.muon import Muon, MuonAdamW
 from nanogpt.profiler import Profile
 from nanogpt.ranks import (
     Ranks, autocast, compile_model, init_ranks, on_any_rank, on_master, one_rank_first, share,
@@ -318,6 +319,7 @@ class TrainConfig:
     max_lr: float = 6e-4  # learning rate after warm-up
     min_lr: float | None = None  # learning rate at the end; None: a tenth of --max-lr
     warmup_steps: int = 715  # steps of linear warm-up: GPT-3's 375M tokens at 524,288 a step
+    optimizer: Literal["adamw", "muon"] = "adamw"  # for the blocks' matrices; AdamW for the rest
     weight_decay: float = 0.1  # for matrices and embeddings; biases and norms have none
     shuffle: bool = False  # shuffle shards, and documents within each, anew every epoch
     seed: int = 1337  # for the weights, the shuffling and the samples
@@ -396,8 +398,9 @@ def check_config(config, ddp_world_size):
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
-    if not 0 <= config.final_lr <= config.max_lr < math.inf:
-        raise UserError(f"--min-lr {config.min_lr}, --max-lr {config.max_lr}: give 0 <= min <= max")
+    if not 0 <= config.final_lr <= config.max_lr <= 1e30:  # a float32 ends at 3e38
+        raise UserError(f"--min-lr {config.min_lr}, --max-lr {config.max_lr}: give 0 <= min <= max "
+                        "<= 1e30")
     if config.loss_rows and not hasattr(nn, "LinearCrossEntropyOptions"):
         raise UserError(f"--loss-rows {config.loss_rows} needs torch 2.13, and this is "
                         f"{torch.__version__}: leave it out")
@@ -451,19 +454,27 @@ class DataLoader:
 # optimizer and schedule
 
 
-def configure_optimizer(model, weight_decay, learning_rate):
+def configure_optimizer(model, weight_decay, learning_rate, kind="adamw"):
     """AdamW with betas (0.9, 0.95), eps 1e-8 (GPT-3 paper, appendix B), fused kernels.
 
     Weight decay is for matrices and embeddings, which have two dimensions; a bias or a norm's scale
     has no reason to be near zero. The shared matrix is one parameter, so it is counted once.
+
+    kind "muon": Muon updates the blocks' matrices, AdamW everything else.
     """
-    params = [p for p in model.parameters() if p.requires_grad]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    # Muon is for the blocks' weight matrices, not for embeddings (the vocabulary's matrix is one)
+    matrices = [p for name, p in named if p.dim() == 2 and name.startswith("transformer.h.")
+                and kind == "muon"]
+    params = [p for _, p in named if all(p is not m for m in matrices)]
     groups = [
         {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0},
     ]
     fused = params[0].device.type in ("cuda", "cpu", "mps")  # devices with a fused kernel
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
+    return adamw if kind == "adamw" else MuonAdamW(
+        Muon(matrices, learning_rate, weight_decay), adamw)
 
 
 def get_lr(step, max_lr, min_lr, warmup_steps, max_steps):
@@ -689,7 +700,7 @@ def prepare_training(config, net, stream, ranks, saved):
     chosen = on_master(ranks, functools.partial(try_out, config, net, device, saved))
     if device.type == "cpu":
         quicken(net, chosen["products"])
-    optimizer = configure_optimizer(net, config.weight_decay, config.max_lr)
+    optimizer = configure_optimizer(net, config.weight_decay, config.max_lr, config.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=ranks.dtype == torch.float16)
     loader = DataLoader(stream, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size,
                         pinned=device.type == "cuda")

@@ -1,3 +1,3 @@
-"""The rooms of the program: what train_gpt2.py, hellaswag.py and fineweb.py share."""
+"""What the programs in the root folder share; each file has one job."""
 
 __version__ = "2.0.0"  # of the lecture

@@ -143,7 +143,7 @@ def restore(t, facts, tensors):
         p.copy_(weight.t() if name.endswith(TRANSPOSED) else weight)
         # before the first update there are none
         t.optimizer.state[p] = {kind: tensors[f"{kind}.{name}"]
-                                for kind in ("step", "exp_avg", "exp_avg_sq")
+                                for kind in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
                                 if f"{kind}.{name}" in tensors}
     if facts["scaler"] and t.scaler.is_enabled():
         t.scaler.load_state_dict(facts["scaler"])
@@ -171,12 +171,13 @@ def random_states(ranks):
 
 # Settings that a resumed run may not change: they make another network or another order of the
 # tokens. All others may change, and the log says which did.
-HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "seed")
+HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "seed",
+        "optimizer")  # Muon's averages are not AdamW's
 
 
 def changed_settings(config, facts, shards, max_steps=math.inf):
     """{setting: [then, now]} where they differ. Raises UserError if this run cannot resume."""
-    then, now = facts["config"], asdict(config)
+    then, now = {"optimizer": "adamw"} | facts["config"], asdict(config)
     changed = {name: [then.get(name), now[name]] for name in now
                if name not in ("out_dir", "resume") and then.get(name) != now[name]}
     for name in HELD:

@@ -1,0 +1,81 @@
+"""Muon: an update moves a matrix equally far in all directions (Jordan et al. 2024)."""
+
+from collections import defaultdict
+
+import torch
+
+# applied five times, a s + b s^3 + c s^5 brings singular values s between 0.01 and 1 to between 0.7
+# and 1.2; its slope at 0, a, is as steep as that allows (kellerjordan.github.io/posts/muon)
+ROUNDS, (a, b, c) = 5, (3.4445, -4.7750, 2.0315)
+MOST = 2**26  # how many numbers to orthogonalize at once: 256 MB in float32
+
+
+def orthogonalize(G):
+    """About U V^T for each matrix U S V^T of G (n, rows, columns): five Newton-Schulz rounds in
+    G's dtype, each a polynomial that leaves U and V alone."""
+    if G.size(1) > G.size(2):
+        return orthogonalize(G.mT).mT  # X X^T is smallest with the short side first
+    X = G / G.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value is above 1 now
+    for _ in range(ROUNDS):
+        A = X @ X.mT
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # b A + c A^2
+        X = torch.baddbmm(X, B, X, beta=a)  # a X + B X
+    return X
+
+
+class Muon(torch.optim.Optimizer):
+    """Orthogonalized momentum, for weight matrices; every parameter must have two dimensions.
+
+    momentum 0.95 with Nesterov's look ahead: Jordan et al. 2024. weight_decay is decoupled, as in
+    AdamW. An update's root mean square is 0.2 lr, which is typical of AdamW, so that one learning
+    rate serves both (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2). dtype:
+    that of the five rounds."""
+
+    def __init__(self, params, lr, weight_decay=0.1, momentum=0.95, dtype=torch.float32):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            alike = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    if not self.state[p]:  # also {}: resumed from before the first update
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                    alike[p.shape].append(p)
+            for shape, same in alike.items():
+                n = max(1, MOST // shape.numel())
+                for i in range(0, len(same), n):
+                    self.move(same[i : i + n], group)
+
+    def move(self, params, group):
+        """Update matrices of the same shape, all at once."""
+        ahead = torch.empty(len(params), *params[0].shape, device=params[0].device)
+        for p, G in zip(params, ahead, strict=True):
+            average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+            torch.lerp(p.grad, average, group["momentum"], out=G)
+        # min(p.shape) singular values near 1 make a root mean square of 1 / sqrt(max(p.shape))
+        size = group["lr"] * (0.2 * max(params[0].shape) ** 0.5)
+        for p, direction in zip(params, orthogonalize(ahead.to(self.dtype)), strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-size)
+
+
+class MuonAdamW:
+    """Muon and AdamW behind a single optimizer interface, with one `state` for all parameters."""
+
+    def __init__(self, muon, adamw):
+        self.parts, self.state = (muon, adamw), muon.state
+        adamw.state = self.state
+
+    @property
+    def param_groups(self):
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self):
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none=True):
+        for part in self.parts:
+            part.zero_grad(set_to_none)
