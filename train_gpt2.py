@@ -454,13 +454,13 @@ class DataLoader:
 # optimizer and schedule
 
 
-def configure_optimizer(model, weight_decay, learning_rate, kind="adamw"):
+def configure_optimizer(model, weight_decay, learning_rate, kind="adamw", muon=torch.float32):
     """AdamW with betas (0.9, 0.95), eps 1e-8 (GPT-3 paper, appendix B), fused kernels.
 
     Weight decay is for matrices and embeddings, which have two dimensions; a bias or a norm's scale
     has no reason to be near zero. The shared matrix is one parameter, so it is counted once.
 
-    kind "muon": Muon updates the blocks' matrices, AdamW everything else.
+    kind "muon": Muon updates the blocks' matrices, computing in the dtype `muon`; AdamW the rest.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     # Muon is for the blocks' weight matrices, not for embeddings (the vocabulary's matrix is one)
@@ -474,7 +474,7 @@ def configure_optimizer(model, weight_decay, learning_rate, kind="adamw"):
     fused = params[0].device.type in ("cuda", "cpu", "mps")  # devices with a fused kernel
     adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
     return adamw if kind == "adamw" else MuonAdamW(
-        Muon(matrices, learning_rate, weight_decay), adamw)
+        Muon(matrices, learning_rate, weight_decay, dtype=muon), adamw)
 
 
 def get_lr(step, max_lr, min_lr, warmup_steps, max_steps):
@@ -700,7 +700,8 @@ def prepare_training(config, net, stream, ranks, saved):
     chosen = on_master(ranks, functools.partial(try_out, config, net, device, saved))
     if device.type == "cpu":
         quicken(net, chosen["products"])
-    optimizer = configure_optimizer(net, config.weight_decay, config.max_lr, config.optimizer)
+    optimizer = configure_optimizer(net, config.weight_decay, config.max_lr, config.optimizer,
+                                    getattr(torch, chosen.get("muon", "float32")))
     scaler = torch.amp.GradScaler(device.type, enabled=ranks.dtype == torch.float16)
     loader = DataLoader(stream, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size,
                         pinned=device.type == "cuda")

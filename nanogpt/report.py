@@ -236,6 +236,8 @@ def describe(config, t, exam, saved=None):
                   f"x {t.grad_accum_steps} micro-steps"),
         ("folder", config.out_dir),
     ]
+    if "muon" in t.chosen:
+        rows.append(("Muon", f"{t.chosen['muon']} products"))
     if "products" in t.chosen:
         rows.append(("products", ", ".join(f"{what} {library}"
                                            for what, library in t.chosen["products"].items())))

@@ -47,6 +47,18 @@ def times_slower(dtype, device):
     return took[dtype] / took[torch.float32]
 
 
+def quicker_dtype(device):
+    """bfloat16 if products in it are more than 1.5 times as fast as in float32, else float32.
+
+    A CPU without bfloat16 instructions is many times slower in it; a GPU's tensor cores are faster.
+    """
+    n = 256 if device.type == "cpu" else 2048
+    stacks = {dtype: torch.ones(4, n, n, device=device, dtype=dtype)
+              for dtype in (torch.float32, torch.bfloat16)}
+    return quickest(least_seconds({dtype: lambda X=X: (X @ X)[0, 0, 0].item()  # waits for a GPU
+                                   for dtype, X in stacks.items()}), ahead=1.5)
+
+
 def try_products(net, rows):
     """{"forward", "backward", "few rows": how to multiply}, found by a trial with the network's own
     matrices. rows: B T, the rows of a training step's products."""
@@ -101,6 +113,8 @@ def usable(chosen, device):
     """Whether a checkpoint's choices have the form that try_out gives them: somebody may have
     edited them, or an earlier version made fewer."""
     products = chosen.get("products") if device.type == "cpu" else choose_products("plain")
+    if chosen.get("muon", "float32") not in ("float32", "bfloat16"):
+        return False
     return (type(products) is dict and products.keys() == choose_products("plain").keys()
             and all(type(library) is str for library in products.values()))
 
@@ -113,6 +127,8 @@ def try_out(config, model, device, saved):
     if same and usable(chosen, device):
         return chosen
     chosen = {"machine": machine(device)}
+    if config.optimizer == "muon":
+        chosen["muon"] = str(quicker_dtype(device))[6:]
     if device.type == "cpu":
         chosen["products"] = (try_products(model, config.B * config.T)
                               if config.products == "auto" else choose_products(config.products))
