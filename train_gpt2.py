@@ -1,6 +1,6 @@
 """GPT-2 (124M), reproduced from an empty file: the network, its training, its evaluation.
 
-    python train_gpt2.py laptop                 # nothing to download, no GPU, about three minutes
+    python train_gpt2.py laptop                 # nothing to download, no GPU, about two minutes
     python train_gpt2.py                        # one GPU, on the shards that fineweb.py made
     torchrun --standalone --nproc_per_node=8 train_gpt2.py                            # eight GPUs
 
@@ -366,8 +366,8 @@ PRESETS = {
         data="pydoc",
         n_layer=2, n_head=4, n_embd=128, vocab_size=TOKENIZERS["bytes"],
         B=16, T=128, total_batch_size=16 * 128,
-        max_steps=3000, max_lr=5e-3, min_lr=0.0, warmup_steps=50,
-        weight_decay=0.3,
+        max_steps=1500, max_lr=1e-2, min_lr=0.0, warmup_steps=50,
+        optimizer="muon", weight_decay=0.3,
         shuffle=True,
         prompt="The ", sample_tokens=160, temperature=0.8,
         hellaswag="heldout", hellaswag_limit=500,
