@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from nanogpt.disk import check_writable, digest, whole
-from nanogpt.sources import HUB, bytes_to_download, estimate_tokens, find_source, open_parquet
+from nanogpt.sources import (
+    HUB, bytes_to_download, estimate_tokens, find_source, open_parquet, read_texts,
+)
 from nanogpt.terminal import ctrl_c_stays
 from nanogpt.tokenizer import TOKENIZERS, encode, encoding
 
@@ -108,14 +108,11 @@ def windows(config, source, start=None):
 
 
 def tokenise(path, group, tokenizer):
-    """A worker's task: read one row group and return a uint16 array for each of its documents."""
-    enc = encoding(tokenizer)
-    try:
-        texts = pq.ParquetFile(path).read_row_group(group, columns=["text"])["text"].to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} is damaged in row group {group} ({type(error).__name__}): "
-                        "fetch it again") from None
-    return [np.array(encode(enc, text), dtype=np.uint16) for text in texts if text is not None]
+    """A worker's task: a row group's tokens (uint16), all documents end to end, and the documents'
+    lengths (int64). Two arrays cost the main process less than one per document."""
+    documents = [encode(encoding(tokenizer), text) for text in read_texts(path, group)]
+    lengths = np.array([len(document) for document in documents], dtype=np.int64)
+    return np.concatenate([np.empty(0, np.uint16), *documents]), lengths
 
 
 def tokenised(config, source, pool, start=None):
@@ -125,11 +122,13 @@ def tokenised(config, source, pool, start=None):
 
     def finish():
         window, futures = waiting.popleft()
-        documents = [document for future in futures for document in future.result()]
+        results = [future.result() for future in futures]
+        tokens, lengths = map(np.concatenate, zip(*results, strict=True))
         if config.seed is not None:
-            order = np.random.default_rng((config.seed, *window[0])).permutation(len(documents))
-            documents = [documents[i] for i in order]
-        return window[0], np.concatenate(documents or [np.empty(0, np.uint16)])
+            order = np.random.default_rng((config.seed, *window[0])).permutation(len(lengths))
+            *documents, rest = np.split(tokens, np.cumsum(lengths))  # rest: always empty
+            tokens = np.concatenate([*(documents[i] for i in order), rest])
+        return window[0], tokens
 
     submit = ctrl_c_stays()(pool.submit)  # this starts the workers
     for window in windows(config, source, start):

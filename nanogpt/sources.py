@@ -74,6 +74,16 @@ def is_text(kind):
     return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
 
+def read_texts(path, group):
+    """The texts of one row group, without missing ones. Raises UserError if it is damaged."""
+    try:
+        texts = pq.ParquetFile(path).read_row_group(group, columns=["text"])["text"].to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is damaged in row group {group} ({type(error).__name__}): "
+                        "fetch it again") from None
+    return [text for text in texts if text is not None]
+
+
 def estimate_tokens(source, tokenizer):
     """About how many tokens the source holds, for the progress bar and the disk check.
 

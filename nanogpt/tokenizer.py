@@ -3,6 +3,7 @@
 import functools
 import re
 
+import numpy as np
 import tiktoken
 
 from nanogpt.common import UserError, needs_network
@@ -39,17 +40,38 @@ def get_tokenizer(name):
         return tiktoken.get_encoding(name)
 
 
+# GPT-2's pattern. Everything that needs no look ahead is one group, which tiktoken's engine gives
+# to a fast automaton as a whole; only spaces are left to its slower, backtracking part
+PATTERN = (r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)"
+           r"|\s+(?!\S)|\s+")
+
+
 @functools.cache
 def encoding(name):
-    """The tokenizer of this process."""
-    return get_tokenizer(name)
+    """The tokenizer of this process, GPT-2's with PATTERN."""
+    enc = get_tokenizer(name)
+    if name != "gpt2":
+        return enc
+    return tiktoken.Encoding(name, pat_str=PATTERN, mergeable_ranks=enc._mergeable_ranks,
+                             special_tokens=enc._special_tokens)
 
 
 def encode(enc, text):
-    """A document's tokens, as a list: end-of-text, then the text's.
+    """A document's tokens (uint16): end-of-text, then the text's. Special tokens' names are text.
 
-    tiktoken's regex overflows its stack on about a million spaces in a row, so a long document is
-    cut at runs of 100,000.
+    tiktoken's pattern fails on runs of about a million spaces, so they are cut.
     """
-    parts = re.split(r"(\s{100000})", text) if len(text) > 100_000 else [text]
-    return [enc.eot_token, *(token for part in parts for token in enc.encode_ordinary(part))]
+    tokens = [enc.encode_to_numpy(piece, disallowed_special=()) for piece in cut(text)]
+    return np.concatenate([[enc.eot_token], *tokens], dtype=np.uint16, casting="unsafe")
+
+
+def cut(text):
+    """The text in pieces: every 100,000 spaces of a run, and whatever is between such runs. A run
+    is tried only where it begins; to try each of its spaces would take quadratic time."""
+    if len(text) <= 100_000:
+        return [text]
+    pieces = []
+    for i, part in enumerate(re.split(r"(?<!\s)((?:\s{100000})+)", text)):
+        size = 100_000 if i % 2 else max(1, len(part))
+        pieces += [part[j : j + size] for j in range(0, len(part), size)]
+    return pieces

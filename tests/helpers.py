@@ -444,8 +444,10 @@ def texts_of(folder):
     import fineweb as program
 
     source = find_source(str(folder))
-    documents = [tokens for [(file, group)] in windows_of(folder)
-                 for tokens in program.tokenise(source.path(file), group, "bytes")]
+    groups = [program.tokenise(source.path(file), group, "bytes")
+              for [(file, group)] in windows_of(folder)]
+    documents = [part for tokens, lengths in groups
+                 for part in np.split(tokens, np.cumsum(lengths))[:-1]]
     return [bytes(tokens[1:].tolist()).decode() for tokens in documents]
 
 
