@@ -38,10 +38,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nanogpt.cpu import using
+from nanogpt.models import load_model
 from nanogpt.ranks import find_device
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.trial import try_products
-from nanogpt.weights import load_model
 
 HUB = "Rowan/hellaswag"
 

@@ -684,8 +684,7 @@ def init_model(config, verbose=False):
 
 
 def prepare_training(config, net, stream, ranks, saved):
-    """A Training of `net` on the stream's tokens. saved: the facts of the checkpoint to resume
-    from, or {}."""
+    """A Training of `net` on the stream's tokens. saved: facts to resume from, or {}."""
     device = ranks.device
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where fp32 products remain

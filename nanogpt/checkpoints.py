@@ -23,11 +23,11 @@ from nanogpt.common import UserError
 from nanogpt.disk import check_writable, digest, discard, save_file, unused, whole
 from nanogpt.ranks import on_master, sum_over_ranks
 from nanogpt.report import Log, config_of, read_log
-from nanogpt.weights import TRANSPOSED, read_sizes
+from nanogpt.weights import TRANSPOSED
 
 FILES = ("config.json", "model.safetensors", "state.json", "state.safetensors")
-OURS = re.compile(  # no files but these are ever deleted; .tmp...: while they are written
-    r"(config|state|manifest)\.json|(model|state)\.safetensors|\.(config|model)\.\w+\.tmp|\.tmp\w{6}")
+OURS = re.compile(r"(config|state|manifest)\.json|(model|state)\.safetensors"  # nothing else is
+                  r"|\.(config|model)\.\w+\.tmp|\.tmp\w{6}")  # ever deleted; .tmp: half-written
 
 
 def save_checkpoint(folder, t, config, rng=None, writer=None, **facts):
@@ -135,12 +135,18 @@ def read_tensors(folder):
 
 @torch.no_grad()
 def restore(t, facts, tensors):
-    """Load the facts and tensors of a checkpoint into the Training `t`."""
+    """Load a checkpoint's facts and tensors into the Training `t`. UserError: they do not fit."""
     t.loader.position, t.step = facts["position"], facts["step"]
+    if t.step > t.max_steps:
+        raise UserError(f"--max-steps {t.max_steps}: {facts['folder']} is at step {t.step}: give "
+                        "more, or choose another --out-dir")
     t.evaluated = facts.get("evaluated")
     for name, p in t.net.named_parameters():
-        weight = tensors[name]
-        p.copy_(weight.t() if name.endswith(TRANSPOSED) else weight)
+        weight = tensors[name].t() if name.endswith(TRANSPOSED) else tensors[name]
+        if weight.shape != p.shape:  # begun from weights with more positions than --T
+            raise UserError(f"{facts['folder']}: {name} is {tuple(weight.shape)}, not "
+                            f"{tuple(p.shape)}: give the same --init-from as before")
+        p.copy_(weight)
         # before the first update there are none
         t.optimizer.state[p] = {kind: tensors[f"{kind}.{name}"]
                                 for kind in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
@@ -175,7 +181,7 @@ HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "seed",
         "optimizer")  # Muon's averages are not AdamW's
 
 
-def changed_settings(config, facts, shards, max_steps=math.inf):
+def changed_settings(config, facts, shards):
     """{setting: [then, now]} where they differ. Raises UserError if this run cannot resume."""
     then, now = {"optimizer": "adamw"} | facts["config"], asdict(config)
     changed = {name: [then.get(name), now[name]] for name in now
@@ -188,9 +194,6 @@ def changed_settings(config, facts, shards, max_steps=math.inf):
     if facts["shards"] != shards:
         raise UserError(f"--data {config.data} does not hold the training shards that "
                         f"{config.out_dir} was begun with: name those, or choose another --out-dir")
-    if facts["step"] > max_steps:
-        raise UserError(f"--max-steps {max_steps}: {config.out_dir} is at step {facts['step']} "
-                        "already: give more, or choose another --out-dir")
     return changed
 
 
@@ -218,9 +221,7 @@ def find_whole(config, shards, log, net, max_steps):
     for step, folder in reversed(find_checkpoints(config.out_dir) if config.resume else []):
         try:
             facts = read_facts(step, folder)
-            changed = changed_settings(config, facts, shards, max_steps)
-            if (n := read_sizes(folder / "config.json").get("block_size")) != net.config.block_size:
-                raise UserError(f"{folder} has {n} positions: give the same --init-from as before")
+            changed = changed_settings(config, facts, shards)
             check_room(config, net, step, max_steps)
             if log.size() >= (size := facts["log_size"]):
                 config_of(read_log(log.path, size), log.path)

@@ -54,12 +54,6 @@ def test_other_shards_are_refused(folder, tmp_path, monkeypatch, capsys):
     assert "resumed    | at step 4" in capsys.readouterr().out
 
 
-def test_a_run_cannot_be_shorter_than_it_is(folder, monkeypatch, capsys):
-    said = refusal(train_gpt2.main, *RUN, "--data", folder / "shards", "--out-dir", folder / "run",
-                   "--resume", "--max-steps", 3, monkeypatch=monkeypatch, capsys=capsys)
-    assert "--max-steps 3" in said and "is at step 4 already" in said
-
-
 def test_other_settings_change_and_are_said(folder, tmp_path, monkeypatch, capsys):
     """A lower rate after a bad night, a smaller micro-batch, more steps."""
     shutil.copytree(folder / "run", tmp_path / "run")

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 import hellaswag
-from common import get_tokenizer, tokenizer_name
+from nanogpt.tokenizer import get_tokenizer, tokenizer_name
 from train_gpt2 import GPT
 
 
