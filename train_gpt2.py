@@ -36,6 +36,7 @@ import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
 from nanogpt.cpu import keep_memory, quicken
 from nanogpt.guard import Spikes, Stop, find_fault
+from nanogpt.losses import loss_in_parts
 from nanogpt.muon import Muon, MuonAdamW
 from nanogpt.profiler import Profile
 from nanogpt.ranks import (
@@ -45,6 +46,7 @@ from nanogpt.ranks import (
 from nanogpt.report import (
     Progress, describe, print_ending, print_table, report_evaluation, save_curves,
 )
+from nanogpt.settings import check_limits
 from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.trial import try_out
@@ -186,7 +188,7 @@ class GPT(nn.Module):
         """
         x = self.hidden(idx)
         if targets is not None and self.loss_rows:
-            return None, self.loss_in_parts(x.flatten(0, 1), targets.flatten())
+            return None, loss_in_parts(x, self.lm_head.weight, targets, self.loss_rows)
         V = self.config.vocab_size
         if missing := -V % self.vocab_multiple:
             # 50,257 is odd, and a GPU's kernels are faster on multiples of 64: rows of zeros make
@@ -198,16 +200,6 @@ class GPT(nn.Module):
         if targets is not None:
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
-
-    def loss_in_parts(self, x, targets):
-        """Mean loss of x (rows, C) in nats, with logits for at most loss_rows rows at a time: the
-        backward pass computes each part's logits again."""
-        weight, kind = self.lm_head.weight, x.device.type
-        if torch.is_autocast_enabled(kind):  # autocast does not cover linear_cross_entropy
-            x, weight = (t.to(torch.get_autocast_dtype(kind)) for t in (x, weight))
-        options = nn.LinearCrossEntropyOptions(batch_chunk_size=self.loss_rows)
-        losses = F.linear_cross_entropy(x, weight, targets, reduction="none", options=options)
-        return losses.sum(dtype=self.lm_head.weight.dtype) / (targets != -100).sum()  # not in bf16
 
     def num_params(self):
         """Number of parameters, the shared matrix counted once: 124,439,808 for GPT-2 124M."""
@@ -390,25 +382,7 @@ def parse_args(args):
 
 def check_config(config, ddp_world_size):
     """Raises UserError for settings that no run can have. Returns grad_accum_steps."""
-    at_least = dict(n_layer=1, n_head=1, n_embd=1, B=1, T=1, total_batch_size=1, max_steps=1,
-                    warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
-                    hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1,
-                    print_every=1, keep=1, keep_every=1, skip_spikes=0, profile=0, loss_rows=0)
-    for name, least in at_least.items():
-        value = getattr(config, name)
-        if value is not None and not value >= least:
-            raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
-    if not 0 <= config.final_lr <= config.max_lr <= 1e30:  # a float32 ends at 3e38
-        raise UserError(f"--min-lr {config.min_lr}, --max-lr {config.max_lr}: give 0 <= min <= max "
-                        "<= 1e30")
-    if config.loss_rows and not hasattr(nn, "LinearCrossEntropyOptions"):
-        raise UserError(f"--loss-rows {config.loss_rows} needs torch 2.13, and this is "
-                        f"{torch.__version__}: leave it out")
-    if config.seed >= 2**63:
-        raise UserError(f"--seed {config.seed}: give less than 2**63")
-    if config.profile and config.profile + 3 > (config.max_steps or math.inf):
-        raise UserError(f"--profile {config.profile} of {config.max_steps} steps: the first three "
-                        f"are left out, so give --max-steps {config.profile + 3} or more")
+    check_limits(config)
     at_once = config.B * config.T * ddp_world_size
     if config.total_batch_size % at_once:
         nearest = max(1, round(config.total_batch_size / at_once)) * at_once

@@ -1,0 +1,30 @@
+"""Which settings a run may have."""
+
+import math
+
+import torch
+
+from nanogpt.common import UserError
+
+
+def check_limits(config):
+    """Raises UserError for settings that are wrong by themselves, whatever the data is."""
+    at_least = dict(n_layer=1, n_head=1, n_embd=1, B=1, T=1, total_batch_size=1, max_steps=1,
+                    warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
+                    hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1,
+                    print_every=1, keep=1, keep_every=1, skip_spikes=0, profile=0, loss_rows=0)
+    for name, least in at_least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+    if not 0 <= config.final_lr <= config.max_lr <= 1e30:  # a float32 ends at 3e38
+        raise UserError(f"--min-lr {config.min_lr}, --max-lr {config.max_lr}: give 0 <= min <= max "
+                        "<= 1e30")
+    if config.loss_rows and not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        raise UserError(f"--loss-rows {config.loss_rows} needs torch 2.13, and this is "
+                        f"{torch.__version__}: leave it out")
+    if config.seed >= 2**63:
+        raise UserError(f"--seed {config.seed}: give less than 2**63")
+    if config.profile and config.profile + 3 > (config.max_steps or math.inf):
+        raise UserError(f"--profile {config.profile} of {config.max_steps} steps: the first three "
+                        f"are left out, so give --max-steps {config.profile + 3} or more")
