@@ -28,6 +28,7 @@ BUDGETS = {
     "nanogpt/launch.py": 100,
     "nanogpt/ranks.py": 200,
     "nanogpt/sources.py": 250,
+    "nanogpt/manifest.py": 100,
     "nanogpt/shards.py": 300,
     "nanogpt/cpu.py": 150,
     "nanogpt/trial.py": 150,
