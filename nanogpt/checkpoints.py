@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from nanogpt.common import UserError
 from nanogpt.disk import check_writable, digest, discard, save_file, unused, whole
-from nanogpt.ranks import on_master, sum_over_ranks
+from nanogpt.ranks import on_master, sort_buckets, sum_over_ranks
 from nanogpt.report import Log, config_of, read_log
 from nanogpt.weights import TRANSPOSED
 
@@ -136,6 +136,8 @@ def read_tensors(folder):
 @torch.no_grad()
 def restore(t, facts, tensors):
     """Load a checkpoint's facts and tensors into the Training `t`. UserError: they do not fit."""
+    if facts["step"]:
+        sort_buckets(t)
     t.loader.position, t.step = facts["position"], facts["step"]
     if t.step > t.max_steps:
         raise UserError(f"--max-steps {t.max_steps}: {facts['folder']} is at step {t.step}: give "

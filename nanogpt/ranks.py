@@ -180,3 +180,13 @@ def share(tensors, ranks):
         if ranks.ddp:
             dist.broadcast(shared[name], src=0)
     return shared
+
+
+def sort_buckets(t):
+    """Have DDP sort its buckets, as it does after a run's first backward pass. On three ranks or
+    more, a gradient's place in them decides in which order the ranks' parts are added."""
+    if t.ranks.ddp_world_size > 2 and hasattr(t.model, "reducer"):
+        x = torch.zeros(t.loader.B, t.loader.T, dtype=torch.long, device=t.ranks.device)
+        with torch.enable_grad(), autocast(t.ranks.device, t.ranks.dtype):
+            t.model(x, x)[1].backward()
+        t.optimizer.zero_grad(set_to_none=True)
