@@ -1,8 +1,11 @@
 """The step's root is on the path; one thread a process, since two on few cores would fight."""
 
+import multiprocessing.util
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -17,6 +20,12 @@ torch.set_num_threads(1)
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes seconds; left out of checks in a hurry")
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # its workers inherit all this
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # of tmp_path
+        # torchrun, torch.compile and multiprocessing leave files in the temporary folder
+        folder = os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tests-")
+        # at the process's end, after multiprocessing has deleted its own there
+        multiprocessing.util.Finalize(None, shutil.rmtree, [folder, True], exitpriority=-200)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell started it with `&`
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

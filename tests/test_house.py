@@ -4,6 +4,7 @@ import ast
 import graphlib
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -164,6 +165,33 @@ def test_installed_it_can_be_imported_in_any_folder(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
                           text=True)
     assert (done.stdout, done.stderr) == ("train_gpt2 12\n", "")
+
+
+LEAVES = """
+import multiprocessing.util, subprocess, sys, tempfile
+
+def test_that_leaves_folders(tmp_path):
+    tempfile.mkdtemp(dir=tmp_path)
+    tempfile.mkdtemp()
+    multiprocessing.util.get_temp_dir()
+    subprocess.run([sys.executable, "-c", "import tempfile; tempfile.mkdtemp()"], check=True)
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_test_run_leaves_only_pytests_own_folder(workers, tmp_path):
+    """In the temporary folder, where torchrun, torch.compile and multiprocessing leave theirs."""
+    for name in "temporary", "tests":
+        (tmp_path / name).mkdir()
+    (tmp_path / "tests/conftest.py").write_text(read("tests/conftest.py"), encoding="utf-8")
+    (tmp_path / "tests/test_it.py").write_text(LEAVES, encoding="utf-8")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-n", str(workers), "tests"],
+                          cwd=tmp_path, env=env | {"TMPDIR": str(tmp_path / "temporary")},
+                          capture_output=True, text=True)
+    assert "1 passed" in done.stdout and "Error" not in done.stderr, done.stdout + done.stderr
+    [left] = (tmp_path / "temporary").iterdir()
+    assert left.name.startswith("pytest-of-")
 
 
 def test_ruff_is_content():

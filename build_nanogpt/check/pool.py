@@ -48,7 +48,8 @@ class Pool:
     def __enter__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="nanogpt-")).resolve()
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
-               "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1", "MPLBACKEND": "agg"}
+               "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1", "MPLBACKEND": "agg",
+               "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "compiled")}  # all tasks share it
         self.server = subprocess.Popen(
             [sys.executable, str(WORKER), "--serve", *self.modules], env=env, cwd=self.folder,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -55,6 +56,7 @@ def enter(folder, log):
         kept = clean_paths(os.environ["PYTHONPATH"].split(os.pathsep))
         os.environ["PYTHONPATH"] = os.pathsep.join(kept)
     os.environ.update(PYTHONDONTWRITEBYTECODE="1", TMPDIR=str(temporary))
+    tempfile.tempdir = None  # the server may have asked for the folder before
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (file, 1), (file, 2)):
