@@ -17,14 +17,17 @@ def check_limits(config):
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
+    for name, most in dict(n_layer=1000, n_embd=10**6, seed=2**63 - 1).items():
+        if (value := getattr(config, name)) > most:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {most} or less")
+    if not config.out_dir:
+        raise UserError("--out-dir is empty: name a folder")
     if not 0 <= config.final_lr <= config.max_lr <= 1e30:  # a float32 ends at 3e38
         raise UserError(f"--min-lr {config.min_lr}, --max-lr {config.max_lr}: give 0 <= min <= max "
                         "<= 1e30")
     if config.loss_rows and not hasattr(torch.nn, "LinearCrossEntropyOptions"):
         raise UserError(f"--loss-rows {config.loss_rows} needs torch 2.13, and this is "
                         f"{torch.__version__}: leave it out")
-    if config.seed >= 2**63:
-        raise UserError(f"--seed {config.seed}: give less than 2**63")
     if config.profile and config.profile + 3 > (config.max_steps or math.inf):
         raise UserError(f"--profile {config.profile} of {config.max_steps} steps: the first three "
                         f"are left out, so give --max-steps {config.profile + 3} or more")

@@ -15,7 +15,8 @@ from train_gpt2 import check_config, parse_args
     ("total_batch_size", 0), ("total_batch_size", 1000), ("weight_decay", -0.1),
     ("weight_decay", float("nan")), ("min_lr", 1.0), ("min_lr", -1.0), ("max_lr", float("nan")),
     ("max_lr", float("inf")), ("hellaswag_limit", 0), ("seed", -1), ("seed", 2**63),
-    ("sample_tokens", -1), ("temperature", -0.5)])
+    ("sample_tokens", -1), ("temperature", -0.5), ("n_layer", 1001), ("n_embd", 10**30),
+    ("out_dir", "")])
 def test_settings_that_cannot_be(flag, value):
     """Found before the first step, not by a division by zero in the middle of the run."""
     config = parse_args([f"--{flag.replace('_', '-')}={value}"])
