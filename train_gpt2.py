@@ -46,7 +46,7 @@ from nanogpt.ranks import (
 from nanogpt.report import (
     Progress, describe, print_ending, print_table, report_evaluation, save_curves,
 )
-from nanogpt.settings import check_limits
+from nanogpt.settings import check_fit, check_limits
 from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
 from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
 from nanogpt.trial import try_out
@@ -647,13 +647,7 @@ def init_model(config, verbose=False):
         return GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
                              config.n_embd))
     model = GPT.from_pretrained(config.init_from, config.vocab_size, verbose)
-    if model.config.vocab_size != config.vocab_size:
-        raise UserError(f"--init-from {config.init_from} has {model.config.vocab_size} ids, the "
-                        f"run {config.vocab_size}: choose other weights, or --vocab-size "
-                        f"{model.config.vocab_size} and data to match")
-    if model.config.block_size < config.T:
-        raise UserError(f"--T {config.T} is longer than the {model.config.block_size} positions "
-                        f"of {config.init_from}: choose --T {model.config.block_size} or less")
+    check_fit(model.config, config)
     return model
 
 
@@ -692,8 +686,7 @@ def training_loop(config, t, exam, folder, stop):
     """Train `t` to its last step, with an exam and a checkpoint now and then, or until a signal
     asks to stop. Returns whether one did."""
     progress = Progress(config, t)
-    profile = Profile(config.profile if t.ranks.master_process else 0, config.out_dir,
-                      t.ranks.device)
+    profile = Profile(config, t.ranks)
     while True:  # t.step updates have been made
         last_step = t.step >= t.max_steps
         stopping = on_any_rank(stop.asked or folder.failed(), t.ranks)

@@ -9,12 +9,13 @@ from nanogpt.disk import whole
 
 
 class Profile:
-    """Profiles n steps after the first three: writes trace.json to `folder`, for chrome://tracing
-    or ui.perfetto.dev, and prints the ten costliest operations. n = 0: does nothing."""
+    """Profiles --profile steps after the first three: writes trace.json, for chrome://tracing
+    or ui.perfetto.dev, and prints the ten costliest operations. Only the master does."""
 
-    def __init__(self, n, folder, device):
-        self.n, self.folder, self.seen = n, Path(folder), 0
-        self.kind = "device" if device.type == "cuda" else "cpu"
+    def __init__(self, config, ranks):
+        self.n = config.profile if ranks.master_process else 0
+        self.folder, self.seen = Path(config.out_dir), 0
+        self.kind = "device" if ranks.device.type == "cuda" else "cpu"
 
     def step(self):
         """Call this after every training step."""

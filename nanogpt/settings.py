@@ -7,6 +7,17 @@ import torch
 from nanogpt.common import UserError
 
 
+def check_fit(found, config):
+    """Raises UserError if a run cannot begin with a network of these sizes, a GPTConfig."""
+    if found.vocab_size != config.vocab_size:
+        raise UserError(f"--init-from {config.init_from} has {found.vocab_size} ids, the "
+                        f"run {config.vocab_size}: choose other weights, or --vocab-size "
+                        f"{found.vocab_size} and data to match")
+    if found.block_size < config.T:
+        raise UserError(f"--T {config.T} is longer than the {found.block_size} positions "
+                        f"of {config.init_from}: choose --T {found.block_size} or less")
+
+
 def check_limits(config):
     """Raises UserError for settings that are wrong by themselves, whatever the data is."""
     at_least = dict(n_layer=1, n_head=1, n_embd=1, B=1, T=1, total_batch_size=1, max_steps=1,
