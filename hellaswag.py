@@ -175,8 +175,8 @@ def load_run(config, enc, block_size, val):
     if config.hellaswag == "none":
         return []
     if config.hellaswag == "heldout":
-        n = min(val.n_tokens, 10**6)  # more than enough for any number of endings
-        text = enc.decode(val.read(0, n).tolist()).replace("<|endoftext|>", "")
+        ids = val.read(0, min(val.n_tokens, 10**6))  # more than enough for any number of endings
+        text = enc.decode(ids[ids != val.end_of_text].tolist())
         examples = cut_examples(text, config.hellaswag_limit or 1000, seed=config.seed)
     else:
         examples = load_examples(config.hellaswag, config.hellaswag_limit)

@@ -5,13 +5,13 @@
     torchrun --standalone --nproc_per_node=8 train_gpt2.py                            # eight GPUs
 
 The first word after the name is a preset; flags change single settings; `--help` lists them all.
-GPT-2's network, without its dropout: learned positions, pre-norm blocks, tanh GELU, biases in every
-block, and tied embeddings: one matrix both reads and writes tokens.
+GPT-2's network: learned positions, pre-norm blocks, tanh GELU, biases in every block, dropout only
+if you ask for it, and tied embeddings: one matrix both reads and writes tokens.
 Read from top to bottom: network, configuration, data, optimizer, training step, evaluation, main.
 """
 
 # imported first, so that Ctrl-C ends the program without a traceback from here on
-from nanogpt.common import PLAIN, UserError, did_you_mean, parse, run
+from nanogpt.common import PLAIN, UserError, parse, run
 
 import contextlib
 import functools
@@ -35,20 +35,24 @@ from tqdm import tqdm
 import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
 from nanogpt.cpu import keep_memory, quicken
+from nanogpt.fsdp import full, shard_network, whole_net
 from nanogpt.guard import Spikes, Stop, find_fault
 from nanogpt.losses import loss_in_parts
 from nanogpt.muon import Muon, MuonAdamW
+from nanogpt.presets import OWN_TEXT, read_settings
 from nanogpt.profiler import Profile
 from nanogpt.ranks import (
-    Ranks, autocast, compile_model, init_ranks, on_any_rank, on_master, one_rank_first, share,
+    Ranks, autocast, compile_model, init_ranks, on_any_rank, on_master, one_rank_first,
     sum_over_ranks,
 )
 from nanogpt.report import (
     Progress, describe, print_ending, print_table, report_evaluation, save_curves,
 )
+from nanogpt.scores import score_models
 from nanogpt.settings import check_fit, check_limits
+from nanogpt.sharding import OwnedOptimizer
 from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
-from nanogpt.tokenizer import TOKENIZERS, get_tokenizer, tokenizer_name
+from nanogpt.tokenizer import get_tokenizer
 from nanogpt.trial import try_out
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained, write_pretrained
 
@@ -67,6 +71,7 @@ class GPTConfig:
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
+    dropout: float = 0.0  # share of activations set to 0 in training; the video's run has none
 
 
 class CausalSelfAttention(nn.Module):
@@ -80,6 +85,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads at once
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, cache=None, mask=None):
         B, T, C = x.size()
@@ -90,9 +96,10 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.extend(k, v)
         # softmax(q k^T / sqrt(hs)) v, masked to the past, without ever storing the (T, T) matrix;
         # a single new position may see everything in the cache
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T == k.size(2))
+        y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout.p * self.training,
+                                           is_causal=mask is None and T == k.size(2))
         y = y.transpose(1, 2).contiguous().view(B, T, C)  # heads side by side again
-        return self.c_proj(y)
+        return self.dropout(self.c_proj(y))
 
 
 class MLP(nn.Module):
@@ -105,9 +112,10 @@ class MLP(nn.Module):
         self.gelu = nn.GELU(approximate="tanh")
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        return self.c_proj(self.gelu(self.c_fc(x)))
+        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
 
 
 class Block(nn.Module):
@@ -136,6 +144,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.dropout = nn.Dropout(config.dropout)
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
             wpe=nn.Embedding(config.block_size, config.n_embd),
@@ -172,7 +181,7 @@ class GPT(nn.Module):
         if T > self.config.block_size:
             raise ValueError(f"{T} tokens, but the network has {self.config.block_size} positions")
         pos = torch.arange(begin, T, device=idx.device) if pos is None else pos
-        x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C)
+        x = self.dropout(self.transformer.wte(idx) + self.transformer.wpe(pos))  # (B, T, C)
         for block, cache in zip(self.transformer.h, caches or [None] * self.config.n_layer,
                                 strict=True):
             if self.recompute and self.training and not caches:
@@ -206,6 +215,26 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     @torch.no_grad()
+    def next_tokens(self, idx, max_new_tokens, choose, keep=None):
+        """Yield the tokens after idx (B, T), (B, 1) at a time: what choose(logits (B, V)) returns.
+
+        When all positions are taken, begin again with the last `keep` tokens; None: block_size.
+        """
+        T, block_size = idx.size(1), self.config.block_size
+        length, caches = min(T + max_new_tokens, block_size), None
+        for _ in range(max_new_tokens):
+            if idx.size(1) > block_size:  # the window slides: every token's position changes
+                idx, caches = idx[:, -(keep or block_size) :], None
+            if not caches:
+                caches = [Cache(length) for _ in self.transformer.h]
+                new = idx[:1] if (idx == idx[:1]).all() else idx  # compute a shared prompt once
+            # (B, V): the last position predicts the next
+            logits = self.lm_head(self.hidden(new, caches)[:, -1]).float().expand(len(idx), -1)
+            if not logits.isfinite().all():
+                raise UserError("the network's logits are NaN or infinite: take other weights")
+            yield (new := choose(logits))
+            idx = torch.cat((idx, new), dim=1)
+
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=50, generator=None, eot=None):
         """Continue idx (B, T) with max_new_tokens sampled tokens: (B, T + max_new_tokens).
 
@@ -213,33 +242,23 @@ class GPT(nn.Module):
         torch.Generator on idx's device, so that sampling leaves the global state alone. eot: an
         id; stop when every row has drawn it, and return fewer tokens.
         """
-        T, block_size = idx.size(1), self.config.block_size
-        length = min(T + max_new_tokens, block_size)
-        caches = [Cache(length) for _ in self.transformer.h] if T <= block_size else None
-        new = idx[:1] if (idx == idx[:1]).all() else idx  # compute a shared prompt once
-        for _ in range(max_new_tokens):
-            if idx.size(1) <= block_size:
-                x = self.hidden(new, caches)
-            else:  # the window slides: every token's position changes, so compute all again
-                x = self.hidden(idx[:, -block_size:])
-            # (B, V): the last position predicts the next
-            logits = self.lm_head(x[:, -1]).float().expand(len(idx), -1)
-            if not logits.isfinite().all():
-                raise UserError("the network's logits are NaN or infinite: take other weights")
+        def choose(logits):
             if temperature < 1e-6:  # below, the division overflows
-                next_idx = logits.argmax(dim=-1, keepdim=True)
-            else:
-                k = min(top_k or self.config.vocab_size, self.config.vocab_size)
-                top, ids = logits.topk(k, dim=-1)  # (B, k)
-                probs = F.softmax(top / temperature, dim=-1)
-                next_idx = ids.gather(1, torch.multinomial(probs, 1, generator=generator))
-            idx, new = torch.cat((idx, next_idx), dim=1), next_idx
+                return logits.argmax(dim=-1, keepdim=True)
+            k = min(top_k or self.config.vocab_size, self.config.vocab_size)
+            top, ids = logits.topk(k, dim=-1)  # (B, k)
+            probs = F.softmax(top / temperature, dim=-1)
+            return ids.gather(1, torch.multinomial(probs, 1, generator=generator))
+
+        T = idx.size(1)
+        for new in self.next_tokens(idx, max_new_tokens, choose):
+            idx = torch.cat((idx, new), dim=1)
             if eot is not None and (idx[:, T:] == eot).any(dim=1).all():
                 break
         return idx
 
     @classmethod
-    def from_pretrained(cls, name_or_folder, vocab_size=None, verbose=False):
+    def from_pretrained(cls, name_or_folder, vocab_size=None, verbose=False, dropout=0.0):
         """GPT-2's weights, from the hub by name or from a folder in transformers' layout.
 
         name_or_folder: gpt2 (124M), gpt2-medium (350M), gpt2-large (774M), gpt2-xl (1558M), or a
@@ -247,7 +266,7 @@ class GPT(nn.Module):
         vocab_size: leave out padding, up to 127 rows past it; verbose: and say so.
         """
         sizes, tensors = read_pretrained(name_or_folder, vocab_size, verbose)
-        model = cls(GPTConfig(**sizes))
+        model = cls(GPTConfig(**sizes, dropout=dropout))
         model.load_transformers_state(tensors, name_or_folder)
         return model
 
@@ -260,12 +279,12 @@ class GPT(nn.Module):
             # (in, out) there, for a Conv1D; (out, in) here, for nn.Linear
             sd[k].copy_(tensors[k].t() if k.endswith(TRANSPOSED) else tensors[k])
 
-    def save_pretrained(self, folder, state_dict=None):
+    def save_pretrained(self, folder, state_dict=None, enc=None):
         """Write config.json and model.safetensors, which GPT2LMHeadModel.from_pretrained opens.
 
-        state_dict: weights to write instead of the current ones.
+        state_dict: weights to write instead of the current ones. enc: whose end-of-text it names.
         """
-        write_pretrained(folder, asdict(self.config), state_dict or self.state_dict())
+        write_pretrained(folder, asdict(self.config), state_dict or self.state_dict(), enc)
 
 
 class Cache:
@@ -301,19 +320,22 @@ class TrainConfig:
     n_layer: int = 12  # blocks
     n_head: int = 12  # attention heads per block
     n_embd: int = 768  # channels
-    vocab_size: int = TOKENIZERS["gpt2"]  # 50257: GPT-2's tokenizer; 257: bytes
+    vocab_size: int | None = None  # 50257: GPT-2's tokenizer; 257: bytes; None: the data's
     B: int = 64  # micro-batch: sequences per process at a time; halve it if memory runs out
     T: int = 1024  # tokens per sequence; without --init-from also the number of positions
     total_batch_size: int = 2**19  # tokens per optimizer step, over all ranks and micro-steps
     loss_rows: int = 0  # compute the loss this many positions at a time; 0: all at once
     recompute: bool = False  # activation checkpointing: recompute each block during backward
+    dropout: float = 0.0  # share of activations set to 0 in training, against overfitting
     max_steps: int | None = None  # optimizer steps; None: one epoch
     max_lr: float = 6e-4  # learning rate after warm-up
     min_lr: float | None = None  # learning rate at the end; None: a tenth of --max-lr
     warmup_steps: int = 715  # steps of linear warm-up: GPT-3's 375M tokens at 524,288 a step
     optimizer: Literal["adamw", "muon"] = "adamw"  # for the blocks' matrices; AdamW for the rest
+    shard: Literal["none", "optimizer", "model"] = "none"  # divide averages, or all, among ranks
     weight_decay: float = 0.1  # for matrices and embeddings; biases and norms have none
     shuffle: bool = False  # shuffle shards, and documents within each, anew every epoch
+    shuffle_rows: bool = False  # every row from a random place: for a text without documents
     seed: int = 1337  # for the weights, the shuffling and the samples
     eval_every: int = 250  # steps between evaluations; also at the start and the end
     val_tokens: int = 20 * 2**19  # validation tokens, always the same; fewer if the data has fewer
@@ -326,11 +348,16 @@ class TrainConfig:
     checkpoint_every: int = 5000  # steps between checkpoints; also at the end
     keep: int | None = None  # keep the newest N checkpoints; None: all
     keep_every: int | None = None  # with --keep, also keep steps that are multiples of this
+    keep_best: bool = False  # save after an evaluation that is the best so far; --keep keeps it too
     resume: bool = False  # resume from the newest checkpoint in --out-dir, if there is one
     skip_spikes: float | None = None
     """skip updates whose loss or norm is this many deviations above the mean of the last 128"""
+    track: Literal["none", "tensorboard", "wandb"] = "none"  # also gets all that log.txt gets
     print_every: int = 1  # steps between printed lines; the log has every step
     profile: int = 0  # profile N steps after the first three: a table, and trace.json
+    eval_only: bool = False  # print scores (of several: --init-from gpt2,gpt2-xl), write nothing
+    lambada: str = "none"  # with --eval-only: EleutherAI/lambada_openai (hub), or a .jsonl file
+    eval_text: str = ""  # with --eval-only: score this text file by its perplexity
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
     products: Literal["auto", "plain", "onednn"] = "auto"
     """library for float32 products on a CPU; plain is PyTorch's own choice, auto tries both"""
@@ -355,8 +382,7 @@ PRESETS = {
                               total_batch_size=2**20, warmup_steps=358),
     "gpt3-125M": TrainConfig(T=2048, B=32),
     "laptop": TrainConfig(
-        data="pydoc",
-        n_layer=2, n_head=4, n_embd=128, vocab_size=TOKENIZERS["bytes"],
+        data="pydoc", n_layer=2, n_head=4, n_embd=128,
         B=16, T=128, total_batch_size=16 * 128,
         max_steps=1500, max_lr=1e-2, min_lr=0.0, warmup_steps=50,
         optimizer="muon", weight_decay=0.3,
@@ -366,18 +392,13 @@ PRESETS = {
         eval_every=500, print_every=50,
     ),
 }
+PRESETS |= {name: TrainConfig(**settings) for name, settings in OWN_TEXT.items()}
 PRESETS = {name: replace(preset, out_dir=f"log/{name}") for name, preset in PRESETS.items()}
 
 
 def parse_args(args):
-    """[PRESET] [--flag value ...] -> TrainConfig. Raises UserError for an unknown preset."""
-    args = list(args)
-    name = args.pop(0) if args and not args[0].startswith("-") else "gpt2-124M"
-    if name not in PRESETS:
-        raise UserError(f"no preset {name}{did_you_mean(name, PRESETS)}: choose one of "
-                        f"{', '.join(PRESETS)}")
-    about = f"{__doc__}\nPresets: {', '.join(PRESETS)}. The defaults below are {name}'s."
-    return parse(PRESETS[name], args, f"train_gpt2.py {name}", about)
+    """[PRESET] [FILE.toml] [--flag value ...] -> TrainConfig. Raises UserError for unknown ones."""
+    return parse(*read_settings(list(args), PRESETS, __doc__))
 
 
 def check_config(config, ddp_world_size):
@@ -411,18 +432,18 @@ class DataLoader:
     def next_batch(self):
         """x, y: (B, T) long, y one token ahead of x. Advances position by B T tokens per rank."""
         batch = self.ahead.pop(self.position, None) or self.reader.submit(self.read, self.position)
-        tokens = batch.result()
+        x, y = batch.result()
         self.position += self.B * self.T * self.ddp_world_size
         # while the caller computes with this batch, a thread reads the next one
         self.ahead = {self.position: self.reader.submit(self.read, self.position)}
-        return tokens[:-1].view(self.B, self.T), tokens[1:].view(self.B, self.T)
+        return x, y
 
     def read(self, position):
-        """This rank's B T + 1 tokens from `position` on, in pinned memory if a GPU copies them."""
+        """This rank's rows of the batch at `position`, in pinned memory if a GPU copies them."""
         n = self.B * self.T
         self.stream.look_at(position, n * self.ddp_world_size + 1)  # what all ranks read
-        tokens = torch.from_numpy(self.stream.read(position + self.ddp_rank * n, n + 1))
-        return tokens.pin_memory() if self.pinned else tokens
+        rows = self.stream.rows(position + self.ddp_rank * n, self.B, self.T)
+        return [t.pin_memory() if self.pinned else t for t in map(torch.from_numpy, rows)]
 
 
 # optimizer and schedule
@@ -438,7 +459,7 @@ def configure_optimizer(model, weight_decay, learning_rate, kind="adamw", muon=t
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     # Muon is for the blocks' weight matrices, not for embeddings (the vocabulary's matrix is one)
-    matrices = [p for name, p in named if p.dim() == 2 and name.startswith("transformer.h.")
+    matrices = [p for name, p in named if p.dim() == 2 and "transformer.h." in name
                 and kind == "muon"]
     params = [p for _, p in named if all(p is not m for m in matrices)]
     groups = [
@@ -480,6 +501,7 @@ class Training:
     compiled: nn.Module | None = None  # net, compiled; None if it is not
     step: int = 0  # updates made
     evaluated: int | None = None  # the step of the last evaluation
+    best: tuple | None = None  # the lowest validation loss, and its step
     spikes: Spikes = field(default_factory=Spikes)
     chosen: dict = field(default_factory=dict)  # what trials on this machine decided
 
@@ -515,11 +537,12 @@ def train_step(t, lr):
     began_at = t.loader.position
     loss = accumulate_gradients(t)
     t.scaler.unscale_(t.optimizer)
-    norm = nn.utils.clip_grad_norm_(t.model.parameters(), 1.0)
+    norm = full(nn.utils.clip_grad_norm_(t.model.parameters(), 1.0))
     loss, norm = loss.item(), norm.item()  # .item() waits until the device has the gradient
     # float16's loss scale may be too large at first: the scaler skips updates until it fits
     if not math.isfinite(loss) or not math.isfinite(norm) and t.scaler.get_scale() <= 1:
-        fault = find_fault(t, began_at)
+        with whole_net(t):
+            fault = find_fault(t, began_at)
         raise UserError(f"loss {loss}, gradient norm {norm} at position {began_at:,} of the data, "
                         f"{fault}: this step did not touch the weights. Go on with --resume and a "
                         "lower --max-lr, or look at the batch")
@@ -606,7 +629,7 @@ def sample(model, enc, prompt, n_samples, max_new_tokens, temperature, seed, ran
     A separate generator draws them, so training's random numbers do not change.
     """
     generator = torch.Generator(ranks.device).manual_seed(seed)
-    tokens = enc.encode_ordinary(prompt) or [enc.eot_token]  # no prompt: a document begins
+    tokens = enc.encode_ordinary(prompt) or [enc.eot_token or 0]  # no prompt: a document begins
     idx = torch.tensor([tokens] * n_samples, device=ranks.device)
     with evaluating(model), autocast(ranks.device, ranks.dtype):
         idx = model.generate(idx, max_new_tokens, temperature, generator=generator,
@@ -645,8 +668,8 @@ def init_model(config, verbose=False):
     """The network on the CPU: random, or from --init-from. Raises UserError if it does not fit."""
     if not config.init_from:
         return GPT(GPTConfig(config.T, config.vocab_size, config.n_layer, config.n_head,
-                             config.n_embd))
-    model = GPT.from_pretrained(config.init_from, config.vocab_size, verbose)
+                             config.n_embd, config.dropout))
+    model = GPT.from_pretrained(config.init_from, config.vocab_size, verbose, config.dropout)
     check_fit(model.config, config)
     return model
 
@@ -661,14 +684,19 @@ def prepare_training(config, net, stream, ranks, saved):
     net.loss_rows, net.recompute = config.loss_rows, config.recompute
     model = compile_model(net, device, config.compile, ranks.master_process)
     compiled = None if model is net else model
-    if ranks.ddp:
-        model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None)
     # a run keeps what its first trials on this machine decided
     chosen = on_master(ranks, functools.partial(try_out, config, net, device, saved))
     if device.type == "cpu":
         quicken(net, chosen["products"])
-    optimizer = configure_optimizer(net, config.weight_decay, config.max_lr, config.optimizer,
+    shard = config.shard if ranks.ddp_world_size > 1 else "none"
+    if shard == "model":
+        model = shard_network(net, ranks, compiled is not None)
+    elif ranks.ddp:
+        model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None)
+    optimizer = configure_optimizer(model, config.weight_decay, config.max_lr, config.optimizer,
                                     getattr(torch, chosen.get("muon", "float32")))
+    if shard == "optimizer":
+        optimizer = OwnedOptimizer(optimizer, ranks)
     scaler = torch.amp.GradScaler(device.type, enabled=ranks.dtype == torch.float16)
     loader = DataLoader(stream, config.B, config.T, ranks.ddp_rank, ranks.ddp_world_size,
                         pinned=device.type == "cuda")
@@ -676,9 +704,10 @@ def prepare_training(config, net, stream, ranks, saved):
     t = Training(net, model, optimizer, scaler, loader, grad_accum_steps, ranks,
                  count_steps(config, stream), compiled,
                  spikes=Spikes(saved.get("spikes"), config.skip_spikes), chosen=chosen)
+    if config.dropout:  # other ranks drop others
+        torch.manual_seed(config.seed + ranks.ddp_rank)
     if saved:
-        tensors = read_tensors(saved["folder"]) if ranks.master_process else {}
-        restore(t, saved, share(tensors, ranks))
+        restore(t, saved, read_tensors(saved["folder"]) if ranks.master_process else {})
     return t
 
 
@@ -694,15 +723,19 @@ def training_loop(config, t, exam, folder, stop):
         # ---- once in a while: how good is it?
         due = t.step % config.eval_every == 0 or last_step
         if due and t.step != t.evaluated and not stopping:
-            found = evaluate(config, t, exam, stop)
+            with whole_net(t):
+                found = evaluate(config, t, exam, stop)
             if found:
                 t.evaluated = t.step
+                if not t.best or found.val_loss < t.best[0]:
+                    t.best = found.val_loss, t.step
                 report_evaluation(t.step, found, folder.log)
             else:  # the resumed run will do all of it again
                 stopping = True
 
         # ---- once in a while: save
-        if stopping or last_step or t.step and t.step % config.checkpoint_every == 0:
+        best = config.keep_best and t.best and t.step == t.evaluated == t.best[1]
+        if stopping or last_step or t.step and (best or t.step % config.checkpoint_every == 0):
             folder.save(t)
         if stopping or last_step:
             return stopping
@@ -726,21 +759,24 @@ def main():
     keep_memory()
     config = parse_args(sys.argv[1:])
     ranks = init_ranks(config.device, config.dtype)
+    if config.eval_only:
+        return score_models(config, ranks, init_model, validate)
     check_config(config, ranks.ddp_world_size)
 
     # every bad setting and every bad file is found here, before anything is written
     train, val = load_data(config, verify=ranks.ddp_local_rank == 0)
+    config = replace(config, vocab_size=train.vocab_size)
     torch.manual_seed(config.seed)
     with one_rank_first(ranks):
         if ranks.ddp_local_rank == 0:
             for stream in train, val:
                 stream.check(progress=ranks.master_process)
-        enc = get_tokenizer(tokenizer_name(config.vocab_size))
+        train.enc = enc = get_tokenizer(train.tokenizer)
+        enc.encode_ordinary(config.prompt)  # characters that it cannot have are refused now
         net = init_model(config, ranks.master_process)
         encoded = hellaswag.load_run(config, enc, net.config.block_size, val)
-    if config.init_from:  # the log must have the network's real sizes
-        config = replace(config, n_layer=net.config.n_layer, n_head=net.config.n_head,
-                         n_embd=net.config.n_embd)
+    c = net.config  # the log must have the network's real sizes, --init-from's too
+    config = replace(config, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd)
     exam = Exam(val, enc, encoded)
     with RunFolder(config, ranks) as folder, Stop() as stop:
         saved = folder.open(train, net, count_steps(config, train))

@@ -19,6 +19,7 @@ COMMANDS = {
     "release": ("check.release", "check everything, tag a version, join its history to main"),
     "bench": ("bench.command", "measure the program, its choices and its relatives"),
     "proof": ("proof.command", "ten minutes on one GPU: does all of it work, and how fast?"),
+    "tools": ("tools.command", "open a checkpoint in other tools, and compare"),
 }
 USAGE = "\n".join(["usage: python -m build_nanogpt COMMAND [--help]", "", *(
     f"  {name:9} {about}" for name, (_, about) in COMMANDS.items())])

@@ -11,7 +11,7 @@ import shutil
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -19,20 +19,33 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from nanogpt.card import FOR_OTHERS, write_for_others
 from nanogpt.common import UserError
 from nanogpt.disk import check_writable, digest, discard, save_file, unused, whole
-from nanogpt.ranks import on_master, sort_buckets, sum_over_ranks
+from nanogpt.fsdp import divide_like, trained
+from nanogpt.presets import to_toml
+from nanogpt.ranks import on_master, share, sort_buckets, sum_over_ranks
 from nanogpt.report import Log, config_of, read_log
+from nanogpt.sharding import collect, hand_out
 from nanogpt.weights import TRANSPOSED
 
 FILES = ("config.json", "model.safetensors", "state.json", "state.safetensors")
-OURS = re.compile(r"(config|state|manifest)\.json|(model|state)\.safetensors"  # nothing else is
-                  r"|\.(config|model)\.\w+\.tmp|\.tmp\w{6}")  # ever deleted; .tmp: half-written
+OURS = re.compile(r"(config|state|manifest)\.json|(model|state)\.safetensors"
+                  r"|\.(config|model|curves)\.\w+\.tmp|\.tmp\w{6}")  # .tmp: half-written
+
+
+def ours(path):
+    """Whether a checkpoint's file is ours to delete. People write files named like those for other
+    tools: such a one must be as the manifest lists it, or lie in a half-written folder."""
+    if OURS.fullmatch(path.name) or path.parent.suffix == ".tmp" and path.name in FOR_OTHERS:
+        return True
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return json.loads((path.parent / "manifest.json").read_bytes())[path.name] == digest(path)
 
 
 def save_checkpoint(folder, t, config, rng=None, writer=None, **facts):
     """Write a folder that transformers opens, with all else that the Training `t` needs to resume;
-    complete, or not at all.
+    complete, or not at all. The master writes, but all ranks must call it together.
 
     state.safetensors holds tensors, the optimizer's by the names of their parameters, and `rng`,
     random_states() of all ranks. state.json holds the rest, and `facts`. Neither can run code.
@@ -40,37 +53,42 @@ def save_checkpoint(folder, t, config, rng=None, writer=None, **facts):
     writer: an executor that writes in the background. Then only the copies are made at once, and a
     Future is returned. Without it, the folder is complete on return.
     """
-    names = {p: name for name, p in t.net.named_parameters()}
-    tensors = {f"{kind}.{names[p]}": value.to("cpu", copy=True)
-               for p, values in t.optimizer.state.items() for kind, value in values.items()}
+    weights, tensors = collect(t)
+    if not t.ranks.master_process:
+        return None
     tensors |= rng or {"rng.cpu": torch.get_rng_state()[None]}
-    weights = {name: p.detach().to("cpu", copy=True) for name, p in t.net.named_parameters()}
     facts |= dict(step=t.step, position=t.loader.position, scaler=t.scaler.state_dict(),
-                  config=asdict(config), evaluated=t.evaluated)
+                  config=asdict(config), evaluated=t.evaluated, best=t.best)
     facts |= dict(spikes=dict(t.spikes.seen), chosen=t.chosen)  # seen is copied: written later
-    write = functools.partial(write_checkpoint, Path(folder), t.net, weights, tensors, facts)
+    write = functools.partial(write_checkpoint, Path(folder), t.net, weights, tensors, facts,
+                              t.loader.stream)
     return writer.submit(write) if writer else write()
 
 
-def write_checkpoint(folder, net, weights, tensors, facts):
+def write_checkpoint(folder, net, weights, tensors, facts, stream):
     if not all(weight.isfinite().all() for weight in weights.values()):
         raise UserError(f"the weights of {folder.name} are not finite, and were not saved: go on "
                         "with --resume and a lower --max-lr")
-    with whole(folder, OURS) as path:
-        net.save_pretrained(path, weights)
+    with whole(folder, ours) as path:
+        net.save_pretrained(path, weights, getattr(stream, "enc", None))
+        if getattr(stream, "enc", None):  # tokens in memory may belong to no text
+            write_for_others(path, net, stream, facts, folder.parent / "log.txt")
         save_file(tensors, path / "state.safetensors")
         (path / "state.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         files = {file.name: digest(file) for file in sorted(path.iterdir())}
         (path / "manifest.json").write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
-    remove_old(folder.parent, facts["step"], facts["config"]["keep"], facts["config"]["keep_every"])
+    config, best = facts["config"], facts["best"] and facts["best"][1]
+    remove_old(folder.parent, facts["step"], config["keep"], config["keep_every"],
+               best if config["keep_best"] else None)
 
 
-def remove_old(out_dir, step, keep, keep_every):
-    """Delete checkpoints up to `step`, except the newest `keep` and multiples of keep_every."""
+def remove_old(out_dir, step, keep, keep_every, best=None):
+    """Delete checkpoints up to `step`, except the newest `keep`, multiples of keep_every, and the
+    one of the step `best`."""
     older = [(n, folder) for n, folder in find_checkpoints(out_dir) if n <= step]
     for number, folder in older[:-keep] if keep else []:
-        if not keep_every or number % keep_every:
-            discard(folder, OURS)
+        if (not keep_every or number % keep_every) and number != best:
+            discard(folder, ours)
 
 
 def find_checkpoints(out_dir):
@@ -93,12 +111,12 @@ def read_json(path):
 
 
 def read_facts(step, folder):
-    """A checkpoint's state.json. Raises Damaged if a file that it needs or lists is missing or
-    changed, UserError if it may be whole, but cannot be read now. Other files may be there."""
+    """A checkpoint's state.json. Raises Damaged if a file that training needs is missing or
+    changed, UserError if it may be whole, but cannot be read now. Other files do not count."""
     try:
         listed = read_json(folder / "manifest.json")
         there = {path.name for path in folder.iterdir()}
-        for name in sorted({*FILES, *listed}):
+        for name in FILES:
             if name not in there:
                 raise Damaged(f"{folder}: {name} is missing")
             if name not in listed:
@@ -135,7 +153,7 @@ def read_tensors(folder):
 
 @torch.no_grad()
 def restore(t, facts, tensors):
-    """Load a checkpoint's facts and tensors into the Training `t`. UserError: they do not fit."""
+    """Load a checkpoint's facts and the master's tensors into `t`. UserError: they do not fit."""
     if facts["step"]:
         sort_buckets(t)
     t.loader.position, t.step = facts["position"], facts["step"]
@@ -143,21 +161,21 @@ def restore(t, facts, tensors):
         raise UserError(f"--max-steps {t.max_steps}: {facts['folder']} is at step {t.step}: give "
                         "more, or choose another --out-dir")
     t.evaluated = facts.get("evaluated")
-    for name, p in t.net.named_parameters():
-        weight = tensors[name].t() if name.endswith(TRANSPOSED) else tensors[name]
+    t.best = facts.get("best")
+    for name, p in trained(t).named_parameters():
+        weight, state = hand_out(tensors, name, p, t)
+        weight = weight.t() if name.endswith(TRANSPOSED) else weight
         if weight.shape != p.shape:  # begun from weights with more positions than --T
             raise UserError(f"{facts['folder']}: {name} is {tuple(weight.shape)}, not "
                             f"{tuple(p.shape)}: give the same --init-from as before")
-        p.copy_(weight)
-        # before the first update there are none
-        t.optimizer.state[p] = {kind: tensors[f"{kind}.{name}"]
-                                for kind in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
-                                if f"{kind}.{name}" in tensors}
+        p.copy_(divide_like(p, weight))
+        t.optimizer.state[p] = state  # empty before the first update
     if facts["scaler"] and t.scaler.is_enabled():
         t.scaler.load_state_dict(facts["scaler"])
     # a rank without a row keeps its own state. clone: given a row of a larger tensor, torch reads
     # from the wrong place
     rank, device = t.ranks.ddp_rank, t.ranks.device
+    tensors = share({name: tensors[name] for name in tensors if name[:4] == "rng."}, t.ranks)
     if rank < len(tensors["rng.cpu"]):
         torch.set_rng_state(tensors["rng.cpu"][rank].cpu().clone())
     if device.type == "cuda" and rank < len(tensors.get("rng.cuda", ())):
@@ -179,13 +197,14 @@ def random_states(ranks):
 
 # Settings that a resumed run may not change: they make another network or another order of the
 # tokens. All others may change, and the log says which did.
-HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "seed",
+HELD = ("n_layer", "n_head", "n_embd", "vocab_size", "T", "shuffle", "shuffle_rows", "seed",
         "optimizer")  # Muon's averages are not AdamW's
 
 
 def changed_settings(config, facts, shards):
     """{setting: [then, now]} where they differ. Raises UserError if this run cannot resume."""
-    then, now = {"optimizer": "adamw"} | facts["config"], asdict(config)
+    then = {f.name: f.default for f in fields(config)} | facts["config"]  # an older one lacks some
+    now = asdict(config)
     changed = {name: [then.get(name), now[name]] for name in now
                if name not in ("out_dir", "resume") and then.get(name) != now[name]}
     for name in HELD:
@@ -209,6 +228,7 @@ def check_room(config, model, first, max_steps):
         stay = config.keep_every or max_steps + 1
         there = len(find_checkpoints(config.out_dir)) if first else 0
         n = min(n, max(1, config.keep + 1 - there) + max_steps // stay - first // stay)
+        n += config.keep_best
     free = shutil.disk_usage(config.out_dir).free
     if n * size > free:
         raise UserError(f"{config.out_dir}: the run will write {n} checkpoints of {size / 1e6:,.1f}"
@@ -256,7 +276,7 @@ class RunFolder:
 
     def __init__(self, config, ranks):
         self.config, self.ranks = config, ranks
-        self.log = Log(Path(config.out_dir) / "log.txt", ranks.master_process)
+        self.log = Log(Path(config.out_dir, "log.txt"), ranks.master_process, config.track)
         self.newest = None  # folder of the checkpoint that was last saved or resumed from
         self.shards = []  # names and sizes of the training shards: a resume must find the same
         self.lock = FileLock(Path(config.out_dir) / ".lock")
@@ -267,6 +287,7 @@ class RunFolder:
 
     def __exit__(self, kind, error, traceback):
         self.writer.shutdown()
+        self.log.tracker.attempt(self.log.tracker.finish)
         if kind and self.saving and self.saving.exception():  # reported besides the run's error
             print(f"error: the last checkpoint: {self.saving.exception()}", file=sys.stderr)
         with contextlib.suppress(OSError):  # the system does so too, however the process ends
@@ -282,15 +303,26 @@ class RunFolder:
 
     def look(self, net, max_steps):
         """The master's part of open()."""
-        check_writable(self.config.out_dir, "log.txt", "curves.png", "trace.json")
+        check_writable(self.config.out_dir, "log.txt", "curves.png", "trace.json", "config.toml")
         self.take_lock()
         for half in Path(self.config.out_dir).glob(".checkpoint_*"):  # killed while it was written
             if re.fullmatch(r"\.checkpoint_[0-9]{6,}\.(tmp|old)", half.name):
-                discard(half, OURS)
+                discard(half, ours)
         saved = find_whole(self.config, self.shards, self.log, net, max_steps)
         if not saved:
             clear_folder(self.config.out_dir)
+            self.write_settings()
         return saved
+
+    def write_settings(self):
+        """Write config.toml, but never over somebody else's."""
+        path = Path(self.config.out_dir) / "config.toml"
+        head = f"# written by: python train_gpt2.py {path}   (which gives the same run again)\n"
+        if path.exists() and not path.read_bytes().startswith(head[:14].encode()):
+            print(f"{path} is not this program's, and stays: log.txt has the settings")
+            return
+        with whole(path) as temporary:
+            temporary.write_text(head + to_toml(self.config), encoding="utf-8")
 
     def take_lock(self):
         """Keep other runs out of the folder, if its disk has locks. Raises UserError."""
@@ -316,9 +348,8 @@ class RunFolder:
             return
         rng = random_states(self.ranks)
         log_size = self.wait()  # one at a time
-        if self.ranks.master_process:
-            self.saving = save_checkpoint(folder, t, self.config, rng, self.writer,
-                                          log_size=log_size, shards=self.shards)
+        self.saving = save_checkpoint(folder, t, self.config, rng, self.writer, log_size=log_size,
+                                      shards=self.shards)
         self.newest = folder
 
     def failed(self):

@@ -64,17 +64,17 @@ def remove(path):
 
 
 def discard(path, ours):
-    """Delete a folder's files whose names match `ours`, and the folder if it is empty then. If not,
-    it becomes leftover_N. A link's target stays. An error is printed and ends nothing."""
+    """Delete a folder's files for which ours(path) is true, and the folder if it is empty then. If
+    not, it becomes leftover_N. A link's target stays. An error is printed and ends nothing."""
     try:
         if path.name[0] != ".":  # at once: half a folder must never have a checkpoint's name
             path = path.replace(path.with_name(f".{path.name}.old"))
         if path.is_symlink() or not path.exists():
             return path.unlink(missing_ok=True)
         parts = sorted(path.iterdir()) if path.is_dir() else [path]
-        known = [part for part in parts if ours.fullmatch(part.name) and not part.is_dir()]
-        for part in known:
-            part.unlink()
+        known = [part for part in parts if not part.is_dir() and ours(part)]
+        for part in sorted(known, key=lambda part: part.name == "manifest.json"):
+            part.unlink()  # the manifest last: it says which of the others are ours
         if known == parts:
             return path.rmdir()
         aside = unused(path.parent, "leftover")

@@ -82,7 +82,7 @@ def find_fault(t, began_at):
         if number:
             n = loader.B * loader.T
             position = began_at + ((number - 1) * ranks.ddp_world_size + rank) * n
-            _, shard, offset = loader.stream.place(position)
+            _, shard, offset = loader.stream.place(loader.stream.start(position, loader.T))
             return (f"from the {n:,} tokens of rank {rank} at {position:,} (token {offset:,} of "
                     f"{loader.stream.shards[shard].name} in its order)")
     return "but recomputing the batch gave finite values (suspect the hardware)"

@@ -4,6 +4,8 @@ from collections import defaultdict
 
 import torch
 
+from nanogpt.fsdp import by_matrix, local
+
 # applied five times, a s + b s^3 + c s^5 brings singular values s between 0.01 and 1 to between 0.7
 # and 1.2; its slope at 0, a, is as steep as that allows (kellerjordan.github.io/posts/muon)
 ROUNDS, (a, b, c) = 5, (3.4445, -4.7750, 2.0315)
@@ -70,13 +72,15 @@ class Muon(torch.optim.Optimizer):
 
     def move(self, params, group):
         """Update matrices of the same shape, all at once."""
-        ahead = torch.empty(len(params), *params[0].shape, device=params[0].device)
+        ahead = torch.empty(len(params), *local(params[0]).shape, device=params[0].device)
         for p, G in zip(params, ahead, strict=True):
-            average = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-            torch.lerp(p.grad, average, group["momentum"], out=G)
+            grad, average = local(p.grad), local(self.state[p]["momentum_buffer"])
+            average.lerp_(grad, 1 - group["momentum"])
+            torch.lerp(grad, average, group["momentum"], out=G)
         # min(p.shape) singular values near 1 make a root mean square of 1 / sqrt(max(p.shape))
         size = group["lr"] * (0.2 * max(params[0].shape) ** 0.5)
-        for p, direction in zip(params, orthogonalize(ahead.to(self.dtype)), strict=True):
+        directions = by_matrix(orthogonalize, ahead.to(self.dtype), params[0])
+        for p, direction in zip(map(local, params), directions, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-size)
 
 

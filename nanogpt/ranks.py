@@ -170,6 +170,8 @@ def on_master(ranks, work):
 
 def share(tensors, ranks):
     """The master's dict of tensors, copied to every rank's device."""
+    if not ranks.ddp:
+        return {name: t.to(ranks.device, copy=True) for name, t in tensors.items()}
     kinds = on_master(ranks, lambda: {name: [str(t.dtype)[6:], list(t.shape)]
                                       for name, t in tensors.items()})
     shared = {}
@@ -177,8 +179,7 @@ def share(tensors, ranks):
         shared[name] = torch.zeros(shape, dtype=getattr(torch, dtype), device=ranks.device)
         if ranks.master_process:
             shared[name].copy_(tensors[name])
-        if ranks.ddp:
-            dist.broadcast(shared[name], src=0)
+        dist.broadcast(shared[name], src=0)
     return shared
 
 

@@ -13,8 +13,10 @@ import torch
 
 from nanogpt.common import UserError
 from nanogpt.disk import sync, whole
+from nanogpt.sharding import describe_sharding
 from nanogpt.shards import validation_rows
-from nanogpt.tokenizer import TOKENIZERS, tokenizer_name
+from nanogpt.tokenizer import TOKENIZERS
+from nanogpt.track import Tracker
 from nanogpt.trial import times_slower
 
 
@@ -40,8 +42,9 @@ class Log:
     Only the master process writes, and it only appends. A run's first line is its header.
     """
 
-    def __init__(self, path, master_process):
+    def __init__(self, path, master_process, track="none"):
         self.path, self.master_process = Path(path), master_process
+        self.tracker = Tracker(track if master_process else "none")
         self.error = None  # the first OSError; the loop checks it between two steps
 
     def line(self, text):
@@ -54,6 +57,7 @@ class Log:
 
     def value(self, step, kind, value):
         self.line(f"{step} {kind} {value!r}")
+        self.tracker.attempt(self.tracker.add, kind, value, step)
 
     def note(self, **facts):
         self.line(f"# {json.dumps(facts)}")
@@ -69,6 +73,8 @@ class Log:
         header = {"config": asdict(config)}
         if resumed:
             header = {"resumed": t.step, "changed": saved["changed"]}
+        text = self.path.read_text(encoding="utf-8") if resumed else ""
+        header |= self.tracker.begin(config, t, text)
         self.note(**header,
                   ranks=t.ranks.ddp_world_size, device=str(t.ranks.device),
                   parameters=t.net.num_params(), max_steps=t.max_steps, torch=torch.__version__,
@@ -131,10 +137,10 @@ def config_of(log, path):
     return config
 
 
-def draw_curves(log_path, axes):
+def draw_curves(log_path, axes, size=None):
     """Loss on the first of two matplotlib axes, HellaSwag on the second, with reference lines. In a
     run without HellaSwag, the first takes the place of both."""
-    log = read_log(log_path)
+    log = read_log(log_path, size)
     config, (steps, losses) = config_of(log, log_path), log["val"]
     axes[0].plot(*log["train"], "-" if len(log["train"][0]) > 1 else ".", label="train", alpha=0.4,
                  linewidth=0.8)
@@ -145,7 +151,7 @@ def draw_curves(log_path, axes):
     axes[1].set(xlabel="step", ylabel="accuracy", title="Four-way endings (acc_norm)")
     same_task = {"val": True, "hella": config["hellaswag"] != "heldout"}
     for ax, kind in zip(axes, ("val", "hella"), strict=True):
-        if tokenizer_name(config["vocab_size"]) == "gpt2" and same_task[kind]:
+        if config["vocab_size"] == TOKENIZERS["gpt2"] and same_task[kind]:
             for number, (name, value) in enumerate(REFERENCES[kind].items()):
                 ax.axhline(value, color=f"C{number + 2}", linestyle="--", label=name)
         ax.legend(handles=[line for line in ax.lines if len(line.get_xdata())])
@@ -160,12 +166,12 @@ def draw_curves(log_path, axes):
         axes[1].remove()
 
 
-def save_curves(log_path, png):
+def save_curves(log_path, png, size=None):
     """Draw the curves into a PNG of 1200 x 480 pixels; needs no screen."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
-    draw_curves(log_path, figure.subplots(1, 2))
+    draw_curves(log_path, figure.subplots(1, 2), size)
     with whole(png) as path:
         figure.savefig(path, format="png", dpi=120)
 
@@ -223,7 +229,7 @@ def describe(config, t, exam, saved=None):
         ("network", f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels: "
                     f"{t.net.num_params():,} parameters"
                     + f", from {config.init_from}" * bool(config.init_from)),
-        ("vocabulary", f"{tokenizer_name(c.vocab_size)}, {c.vocab_size:,} ids"
+        ("vocabulary", f"{train.tokenizer.partition(':')[0]}, {c.vocab_size:,} ids"
                        + (f", computed as {c.vocab_size + missing:,}" if missing else "")),
         ("training", f"{train.n_tokens:,} tokens in {len(train.shards)} shards of {config.data}, "
                      f"{'shuffled' if config.shuffle else 'in the order on disk'}"),
@@ -241,6 +247,7 @@ def describe(config, t, exam, saved=None):
     if "products" in t.chosen:
         rows.append(("products", ", ".join(f"{what} {library}"
                                            for what, library in t.chosen["products"].items())))
+    rows += describe_sharding(config, t)
     if saved:
         changes = "".join(f", {name} {a} -> {b}" for name, (a, b) in saved["changed"].items())
         rows.append(("resumed", f"at step {t.step:,} of {saved['folder']}{changes}"))
@@ -290,6 +297,7 @@ score it         python hellaswag.py --model {checkpoint}"""
 log              {Path(config.out_dir) / "log.txt"}
 curves           {Path(config.out_dir) / "curves.png"}
 weights          {checkpoint}
+let it write     python sample.py {config.out_dir}
 look closer      open play.ipynb
 fine-tune it     add --init-from {checkpoint} and another --out-dir{score}
 in transformers  GPT2LMHeadModel.from_pretrained("{checkpoint}")""")

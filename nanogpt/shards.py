@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from nanogpt.common import UserError, needs_network
 from nanogpt.disk import digest
-from nanogpt.manifest import check_manifest
-from nanogpt.tokenizer import get_tokenizer, tokenizer_name
+from nanogpt.manifest import check_manifest, find_tokenizer
+from nanogpt.tokenizer import TOKENIZERS, get_tokenizer
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,11 @@ def open_shard(path):
         size = path.stat().st_size
         if path.suffix == ".bin":
             header = np.fromfile(path, dtype="<i4", count=256)
-            if len(header) < 256 or (header[0], header[1]) != (20240520, 1):
+            offset, shape, dtype = 0, (size // 2,), np.dtype("<u2")
+            if len(header) == 256 and (header[0], header[1]) == (20240520, 1):
+                offset, shape = 1024, (int(header[2]),)
+            elif path.name not in ("train.bin", "val.bin"):
                 raise ValueError("no llm.c header")
-            offset, shape, dtype = 1024, (int(header[2]),), np.dtype("<u2")
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # numpy warns of headers that Python 2 wrote
@@ -68,8 +70,8 @@ def find_shards(folder, tokenizer):
     shards = {"train": [], "val": []}
     folder = Path(folder)
     for path in sorted(folder.glob("*")):
-        if match := re.search(r"_(train|val)(_\d+)?\.(npy|bin)$", path.name):
-            shards[match[1]].append(open_shard(path))
+        if match := re.search(r"_(train|val)(_\d+)?\.(npy|bin)$|^(train|val)\.bin$", path.name):
+            shards[match[1] or match[4]].append(open_shard(path))
     if (folder / "manifest.json").exists():
         sums = check_manifest(folder / "manifest.json", tokenizer, shards["train"] + shards["val"])
         shards = {split: [replace(shard, sha256=sums[Path(shard.name).name]) for shard in found]
@@ -78,6 +80,20 @@ def find_shards(folder, tokenizer):
         if not found:
             raise UserError(f"no {split} shards in {folder}: {way_out}")
     return shards["train"], shards["val"]
+
+
+def split(tokens, end_of_text, share):
+    """The validation and the training tokens of a source that fits into one shard. With a share of
+    0.1: every tenth document or, if there are fewer than ten, the last tenth. Prints which."""
+    number = np.cumsum(tokens == end_of_text, dtype=np.int32)  # of each token's document, from 1
+    picked = np.diff(np.floor(np.arange(number[-1] + 1) * share)) > 0
+    if picked.any():
+        val, said = picked[number - 1], f"{picked.sum()} of {len(picked)} documents, evenly spread"
+    else:
+        val = np.arange(len(tokens)) >= np.clip(int(len(tokens) * (1 - share)), 1, len(tokens) - 1)
+        said = f"the last {val.sum()} of {len(tokens)} tokens"
+    tqdm.write(f"validation: {said}")
+    return tokens[val], tokens[~val]
 
 
 def python_manual(T):
@@ -125,6 +141,11 @@ class TokenStream:
     def __init__(self, shards, vocab_size, seed=None, verify=True):
         self.shards, self.vocab_size, self.seed = shards, vocab_size, seed
         self.n_tokens = sum(shard.n_tokens for shard in shards)  # of one epoch
+        # what load_data knows better: the tokenizer's key, and the id that ends a text, or None
+        self.tokenizer = {n: name for name, n in TOKENIZERS.items()}.get(vocab_size, "unknown")
+        self.end_of_text, self.enc = vocab_size - 1, None
+        self.row_seed = None  # a number: rows() come from random places
+        self.windows = functools.lru_cache(maxsize=2)(self._windows)
         # the next batch is most often in the same shard
         self.documents = functools.lru_cache(maxsize=8)(self._documents)
         self.layout = functools.lru_cache(maxsize=8)(self._layout)
@@ -138,6 +159,29 @@ class TokenStream:
         while filled < n:
             filled += self._read_shard(*self.place(position + filled), out[filled:])
         return out
+
+    def rows(self, position, B, T):
+        """B rows of T tokens from `position` on, and the tokens after each: two int64 (B, T)."""
+        if self.row_seed is None:
+            tokens = self.read(position, B * T + 1)
+            return tokens[:-1].reshape(B, T), tokens[1:].reshape(B, T)
+        self.look_at(0, self.n_tokens)
+        rows = np.stack([self.read(self.start(position + i * T, T), T + 1) for i in range(B)])
+        return rows[:, :-1], rows[:, 1:]
+
+    def start(self, position, T):
+        """Where the row at `position` begins. With row_seed, an epoch is all windows of T tokens
+        from a random offset on, each once, in random order."""
+        if self.row_seed is None:
+            return position
+        n = max(1, (self.n_tokens - 1) // T - 1)
+        epoch, row = divmod(position // T, n)
+        offset, order = self.windows(epoch, n, T)
+        return offset + T * int(order[row])
+
+    def _windows(self, epoch, n, T):
+        rng = np.random.default_rng((self.row_seed, epoch))
+        return int(rng.integers(min(T, self.n_tokens - T * n))), rng.permutation(n)
 
     def place(self, position):
         """A position as (epoch, index of its shard, offset in the shard)."""
@@ -183,7 +227,7 @@ class TokenStream:
         shard, starts = self.shards[i], [[0]]
         for begin in range(0, shard.n_tokens, self.CHUNK):
             tokens = shard.open()[begin : begin + self.CHUNK]
-            starts.append(begin + np.flatnonzero(tokens == self.vocab_size - 1))
+            starts.append(begin + np.flatnonzero(tokens == self.end_of_text))
         return np.unique(np.concatenate(starts))
 
     def _layout(self, epoch, i):
@@ -222,15 +266,16 @@ def validation_rows(stream, n_tokens, T):
 def load_data(config, verify=True):
     """The run's training and validation TokenStreams. verify: compare shards with their checksums
     when they are first needed; one rank on a machine is enough. Raises UserError."""
-    tokenizer = tokenizer_name(config.vocab_size)
+    tokenizer, vocab_size, end_of_text = find_tokenizer(config.data, config.vocab_size)
     if config.data == "pydoc":
-        if tokenizer != "bytes":
-            raise UserError('--data pydoc is bytes: use the preset "laptop", or --vocab-size 257')
         train, val = python_manual(config.T)
     else:
         train, val = find_shards(config.data, tokenizer)
-    train = TokenStream(train, config.vocab_size, config.seed if config.shuffle else None, verify)
-    val = TokenStream(val, config.vocab_size, verify=verify)
+    train = TokenStream(train, vocab_size, config.seed if config.shuffle else None, verify)
+    val = TokenStream(val, vocab_size, verify=verify)
+    for stream in train, val:
+        stream.tokenizer, stream.end_of_text = tokenizer, end_of_text
+    train.row_seed = config.seed if config.shuffle_rows else None
     if train.n_tokens <= config.total_batch_size:
         raise UserError(f"{config.data} holds {train.n_tokens} training tokens, less than one "
                         f"batch of {config.total_batch_size} and its last target: "

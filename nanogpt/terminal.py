@@ -73,7 +73,7 @@ class Stream:
                     os.dup2(null.fileno(), self.fileno())
 
     def flush(self):
-        self.write("", flush=True)
+        Stream.write(self, "", flush=True)  # wandb may have replaced self.write
 
 
 @contextlib.contextmanager

@@ -1,12 +1,20 @@
-"""Text to ids and back: GPT-2's byte pairs, or plain bytes."""
+"""Text to ids and back: GPT-2's byte pairs, bytes, characters, or any tokenizer.json.
+
+A tokenizer's key is a string: gpt2, bytes, "chars:" and the characters in the order of their ids
+("chars+eot:" if end-of-text comes after them), or the path of a .json file.
+"""
 
 import functools
 import re
+from pathlib import Path
 
 import numpy as np
 import tiktoken
 
-from nanogpt.common import UserError, needs_network
+from nanogpt.characters import Characters, read_characters
+from nanogpt.common import UserError, did_you_mean, needs_network
+from nanogpt.disk import digest
+from nanogpt.tokenizer_file import TokenizerFile
 
 # name -> number of ids; a network's vocab_size says which of the two it was trained with
 TOKENIZERS = {"gpt2": 50257, "bytes": 257}
@@ -23,13 +31,21 @@ def tokenizer_name(vocab_size):
     )
 
 
-def get_tokenizer(name):
-    """A tiktoken.Encoding: GPT-2's 50,257 ids, or 256 bytes and end-of-text.
+def get_tokenizer(key):
+    """A tiktoken.Encoding: GPT-2's 50,257 ids, or 256 bytes and end-of-text; or Characters or a
+    TokenizerFile, which have its methods.
 
     GPT-2's vocabulary is downloaded once and kept where TIKTOKEN_CACHE_DIR says, or in the
     system's temporary folder. Raises UserError if it is neither there nor can be downloaded.
     """
-    if name == "bytes":
+    if match := re.match(r"chars(\+eot)?:", key):
+        return Characters(key[match.end() :], eot=bool(match[1]))
+    if key.endswith(".json"):
+        return read_characters(key) or TokenizerFile(key)
+    if key not in TOKENIZERS:
+        raise UserError(f"no tokenizer {key}{did_you_mean(key, [*TOKENIZERS, 'chars'])}: choose "
+                        "gpt2, bytes, chars or the path of a tokenizer.json")
+    if key == "bytes":
         ranks = {bytes([i]): i for i in range(256)}
         special = {"<|endoftext|>": 256}
         # one piece per character, so that no piece is long and nothing is merged
@@ -37,7 +53,34 @@ def get_tokenizer(name):
                                  special_tokens=special)
     with needs_network("GPT-2's vocabulary", "go online once, set TIKTOKEN_CACHE_DIR to a folder "
                        "that holds it, or run the byte-level preset: train_gpt2.py laptop"):
-        return tiktoken.get_encoding(name)
+        return tiktoken.get_encoding(key)
+
+
+def key_of(manifest, folder):
+    """The key of the tokenizer that a folder's shards were made with, by their manifest. Raises
+    KeyError or TypeError if it names none, UserError if it names a file that is another now."""
+    name = str(manifest["tokenizer"])
+    if name == "chars":
+        end = "" if manifest["end_of_text"] is None else "+eot"
+        return f"chars{end}:" + manifest["characters"]
+    if name.endswith(".json"):  # wherever the original was, its copy is here
+        name = Path(folder, "tokenizer.json")
+        if not name.exists() or digest(name)[1] != manifest["tokenizer_sha256"]:
+            raise UserError(f"{name} is not the tokenizer that the shards were made with: fetch it "
+                            "again, or make the shards again")
+    return str(name)
+
+
+def folder_key(folder):
+    """The key of a network's tokenizer: its folder's tokenizer.json; without one, gpt2 or bytes by
+    the number of ids, which some pad for speed. Raises UserError."""
+    from nanogpt.weights import read_sizes  # imports torch, which fineweb.py does without
+
+    if (path := Path(folder, "tokenizer.json")).exists():
+        return str(path)
+    ids = read_sizes(Path(folder, "config.json")).get("vocab_size", TOKENIZERS["gpt2"])
+    padded = [name for name, n_vocab in TOKENIZERS.items() if n_vocab <= ids < n_vocab + 128]
+    return padded[0] if padded else tokenizer_name(ids)
 
 
 # GPT-2's pattern. Everything that needs no look ahead is one group, which tiktoken's engine gives
@@ -57,12 +100,14 @@ def encoding(name):
 
 
 def encode(enc, text):
-    """A document's tokens (uint16): end-of-text, then the text's. Special tokens' names are text.
+    """A document's tokens (uint16): end-of-text, if there is one, then the text's. Special tokens'
+    names are text.
 
     tiktoken's pattern fails on runs of about a million spaces, so they are cut.
     """
     tokens = [enc.encode_to_numpy(piece, disallowed_special=()) for piece in cut(text)]
-    return np.concatenate([[enc.eot_token], *tokens], dtype=np.uint16, casting="unsafe")
+    first = [] if enc.eot_token is None else [enc.eot_token]
+    return np.concatenate([first, *tokens], dtype=np.uint16, casting="unsafe")
 
 
 def cut(text):

@@ -22,8 +22,8 @@ def read_pretrained(name_or_folder, vocab_size=None, verbose=False):
     """A published GPT-2: its sizes as GPTConfig names them, and its tensors by transformers' names.
 
     name_or_folder: one of PRETRAINED, or a folder with config.json and model.safetensors. No other
-    file is opened: pickled weights could run code. vocab_size: leave out up to 127 rows past it,
-    which others add for speed; verbose: say so. Raises UserError.
+    file is opened: pickled weights could run code. vocab_size: if GPT-2's or bytes', leave out up
+    to 127 rows past it, which others add for speed; verbose: say so. Raises UserError.
     """
     name = str(name_or_folder)
     local = os.path.isdir(name)
@@ -35,7 +35,7 @@ def read_pretrained(name_or_folder, vocab_size=None, verbose=False):
         get, place = (Path, name) if local else (hub_file, f"openai-community/{name}")
         sizes, tensors = read_sizes(get(place, "config.json")), load_tensors(get, place)
     n_rows = sizes.get("vocab_size", 0)
-    if vocab_size and vocab_size < n_rows < vocab_size + 128:
+    if vocab_size in (50257, 257) and vocab_size < n_rows < vocab_size + 128:
         sizes["vocab_size"] = vocab_size
         tensors |= {k: t[:vocab_size] for k, t in tensors.items()
                     if k.endswith(("wte.weight", "lm_head.weight")) and len(t) == n_rows}
@@ -124,10 +124,11 @@ def read_sizes(path):
     return sizes
 
 
-def write_pretrained(folder, sizes, state_dict):
+def write_pretrained(folder, sizes, state_dict, enc=None):
     """Write config.json and model.safetensors, which transformers' GPT2LMHeadModel opens.
 
     sizes: GPTConfig's fields. state_dict: the weights under our names, which are also theirs.
+    enc: the tokenizer, for config.json's end-of-text; None: that is the last id.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,11 +136,12 @@ def write_pretrained(folder, sizes, state_dict):
              for k, v in state_dict.items() if k != "lm_head.weight"}  # tied to wte
     with whole(folder / "model.safetensors") as path:
         save_file(state, path, metadata={"format": "pt"})
+    end = enc.eot_token if enc else sizes["vocab_size"] - 1
     config = {theirs: sizes[ours] for ours, theirs in SIZES.items()} | dict(
         architectures=["GPT2LMHeadModel"], model_type="gpt2", dtype="float32",
         n_ctx=sizes["block_size"], n_inner=None, activation_function="gelu_new",
         layer_norm_epsilon=1e-5, tie_word_embeddings=True,
-        bos_token_id=sizes["vocab_size"] - 1, eos_token_id=sizes["vocab_size"] - 1,
-        attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)  # trained without dropout
+        bos_token_id=end, eos_token_id=end,
+        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), sizes.get("dropout", 0.0)))
     with whole(folder / "config.json") as path:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -53,6 +53,16 @@ def lively_gpt(**sizes):
     return model
 
 
+def letters_gpt(**sizes):
+    """A lively_gpt that writes nothing but the letters a to z, without end."""
+    model = lively_gpt(**sizes)
+    with torch.no_grad():
+        weight, ln_f = model.lm_head.weight, model.transformer.ln_f
+        weight[:, 0], ln_f.weight[0], ln_f.bias[0] = -5, 0, 10
+        weight[97:123, 0] = 5
+    return model
+
+
 def no_scaler():
     return torch.amp.GradScaler("cpu", enabled=False)
 

@@ -8,8 +8,8 @@ from nanogpt.sources import find_source
 
 
 def write_files(folder):
-    """Files that are not made in the order of their names, and two that are no parquet files."""
-    sizes = {"b.parquet": 3_000, "a.parquet": 70, "more/c.parquet": 0, "a.txt": 5, "parquet": 6}
+    """Files that are not made in the order of their names, and two that hold no text."""
+    sizes = {"b.parquet": 3_000, "a.parquet": 70, "more/c.parquet": 0, "a.md": 5, "parquet": 6}
     for name, size in sizes.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(name[:1].encode() * size)
@@ -17,7 +17,7 @@ def write_files(folder):
 
 
 def test_files_in_the_order_of_their_names(tmp_path):
-    """Folders inside the folder count too; a file whose name does not end in .parquet does not."""
+    """Folders inside the folder count too; a file with another ending does not."""
     source = find_source(str(write_files(tmp_path / "docs")))
     files = dict(zip(map(Path, source.files), source.sizes, strict=True))
     assert files == {Path("a.parquet"): 70, Path("b.parquet"): 3_000, Path("more/c.parquet"): 0}
@@ -32,10 +32,10 @@ def test_path_opens_the_file(tmp_path):
 
 
 def test_a_source_without_files_is_one_line(tmp_path):
-    """A name that is not there, a folder without parquet files, a file."""
+    """A name that is not there, a folder without files of text, another file."""
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "a.txt").write_text("a")
-    (tmp_path / "a.parquet").write_text("a")
-    for name in "nowhere", "empty", "a.parquet":
-        refused(fineweb(tmp_path / name, tmp_path / "out"), name, "no .parquet files", "folder")
+    (tmp_path / "empty" / "a.md").write_text("a")
+    (tmp_path / "a.md").write_text("a")
+    for name in "nowhere", "empty", "a.md":
+        refused(fineweb(tmp_path / name, tmp_path / "out"), name, "nothing to read", "folder")
         assert not (tmp_path / "out").exists()

@@ -31,14 +31,14 @@ def test_both_kinds_of_strings_are_text(kind, tmp_path):
 
 
 def test_a_file_that_holds_no_text_is_one_line(tmp_path):
-    """No parquet file, no column named text, a column of numbers: the message names the file."""
+    """No parquet file, several columns, none of texts: the message names the file."""
     out, file = tmp_path / "out", tmp_path / "broken" / "a.parquet"
     file.parent.mkdir()
     file.write_bytes(b"no parquet at all")
-    for table in None, {"words": ["a"]}, {"text": [1]}:
+    for table in None, {"words": ["a"], "more": ["b"]}, {"text": [1]}:
         if table:
             pq.write_table(pa.table(table), file)
-        words = "no column of strings named text" if table else "fetch it again"
+        words = "no text named text" if table else "fetch it again"
         refused(fineweb(file.parent, out), "a.parquet", words)
     assert not out.exists() or not list(out.iterdir())
 

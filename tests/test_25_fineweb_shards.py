@@ -47,7 +47,7 @@ def test_any_document_length_and_empty_documents(tmp_path):
 
 
 @pytest.mark.parametrize(("size", "lengths"), [
-    (10, [10] * 4), (9, [9] * 4 + [4]), (40, [40]), (41, [40]), (1, [1] * 40)])
+    (10, [10] * 4), (9, [9] * 4 + [4]), (39, [39, 1]), (1, [1] * 40)])
 def test_the_last_shard_holds_the_rest(size, lengths, tmp_path):
     """A shard size that the source divides by leaves no empty shard at the end."""
     source = write_parquet(tmp_path / "docs", ["xyz"] * 10)  # 40 tokens

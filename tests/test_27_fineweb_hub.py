@@ -74,7 +74,7 @@ def test_a_folder_needs_no_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
     source = write_parquet(tmp_path / "docs", make_documents(5))
     assert fineweb(source, tmp_path / "out").returncode == 0
-    refused(fineweb(tmp_path / "nowhere", tmp_path / "out"), "no .parquet files", HUB)
+    refused(fineweb(tmp_path / "nowhere", tmp_path / "out"), "nothing to read")
 
 
 def test_no_network_is_one_line(tmp_path):

@@ -65,5 +65,5 @@ def test_pythons_manual():
 
 
 def test_pythons_manual_is_bytes():
-    with pytest.raises(UserError, match="--data pydoc is bytes"):
+    with pytest.raises(UserError, match="pydoc was made with tokenizer bytes"):
         load_data(parse_args(["--data", "pydoc", "--vocab-size", "50257"]))

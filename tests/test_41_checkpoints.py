@@ -109,7 +109,8 @@ def test_compiled_or_wrapped_the_names_are_plain(tmp_path):
                  0, ranks=2)
     assert done.returncode == 0, done.stderr
     folders = sorted(path.name for path in (tmp_path / "run").glob("[!.]*"))
-    assert folders == ["checkpoint_000002", "checkpoint_000004", "curves.png", "log.txt"]
+    assert folders == ["checkpoint_000002", "checkpoint_000004", "config.toml", "curves.png",
+                       "log.txt"]
     for name in folders[:2]:
         files = {path.name for path in (tmp_path / "run" / name).iterdir()}
         assert files >= {"config.json", "model.safetensors", "state.json", "state.safetensors"}

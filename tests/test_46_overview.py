@@ -45,9 +45,9 @@ def rows_of(config, ranks=CPU, compiled=False, model=None):
     """describe()'s rows as a dict, for a network on the meta device."""
     if model is None:
         with torch.device("meta"):
-            model = train_gpt2.GPT(train_gpt2.GPTConfig(config.T, config.vocab_size, config.n_layer,
-                                                        config.n_head, config.n_embd))
-    stream = stream_of(text_tokens(5000))
+            model = train_gpt2.GPT(train_gpt2.GPTConfig(
+                config.T, config.vocab_size or 257, config.n_layer, config.n_head, config.n_embd))
+    stream = stream_of(text_tokens(5000), model.config.vocab_size)
     t = training(model, train_gpt2.DataLoader(stream, config.B, config.T), ranks=ranks,
                  max_steps=10, compiled=model if compiled else None)
     return dict(describe(config, t, train_gpt2.Exam(stream, None, [])))

@@ -50,14 +50,6 @@ def test_the_manifest_grows_with_the_shards(tmp_path, monkeypatch):
         "docs_train_000001.npy", "docs_val_000000.npy", "manifest.json"]
 
 
-def test_nothing_but_a_validation_shard_is_said(tmp_path):
-    source = write_parquet(tmp_path / "docs", make_documents(20))
-    done = fineweb(source, tmp_path / "one")
-    assert done.returncode == 0 and "choose a smaller --shard-size" in done.stdout
-    done = fineweb(source, tmp_path / "several", "--shard-size", 1000)
-    assert done.returncode == 0 and "choose" not in done.stdout
-
-
 @pytest.mark.parametrize("name", ["docs_val_000000.npy", "docs_train_000001.npy", "a.bin"])
 def test_shards_without_a_manifest_are_not_overwritten(name, tmp_path):
     """fineweb.py leaves alone what it did not make, including another program's shards."""

@@ -52,7 +52,7 @@ def test_documents_of_a_window_are_mixed(tmp_path):
 def test_without_a_seed_the_sources_order(tmp_path):
     documents = make_documents(75)
     source = write_parquet(tmp_path / "docs", documents)
-    assert fineweb(source, tmp_path / "out").returncode == 0
+    assert fineweb(source, tmp_path / "out", "--shard-size", 5000).returncode == 0
     assert texts(tokens_of(tmp_path / "out")) == [text.encode() for text in documents]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["order_seed"] is None

@@ -101,7 +101,8 @@ def test_its_workers_are_threads(install, monkeypatch, tmp_path):
     fake = install()
     monkeypatch.setattr(sys, "argv", [
         "fineweb.py", "--source", str(write_parquet(tmp_path / "docs", make_documents(5))), "--out",
-        str(tmp_path / "out"), "--tokenizer", "bytes", "--encoder", "gigatoken"])
+        str(tmp_path / "out"), "--tokenizer", "bytes", "--encoder", "gigatoken", "--shard-size",
+        "500"])
     program.main()
     assert tokens_of(tmp_path / "out").tolist() == expected_tokens(make_documents(5))
     assert set(make_documents(5)) <= set(fake.texts)

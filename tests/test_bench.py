@@ -252,7 +252,8 @@ class GPTConfig:
 class GPT(__import__("train_gpt2").GPT):
     def __init__(self, config):
         print("of no interest")
-        super().__init__(config)
+        super().__init__(__import__("train_gpt2").GPTConfig(
+            config.block_size, config.vocab_size, config.n_layer, config.n_head, config.n_embd))
         assert getattr(config, "dropout", 0.0) == 0.0 and getattr(config, "bias", True)
 
     def forward(self, idx, targets=None):

@@ -60,6 +60,9 @@ LOOK = (lambda: look(*load_data(train_gpt2.parse_args(SMALL)))), (), None
 EXAMPLES = (lambda: print(len(hellaswag.load_examples("h.jsonl")))), (), None
 MAKE = fineweb.main, tuple("--source docs --tokenizer bytes --out out --workers 2 --shard-size 500"
                            .split()), "out"
+READ, READ_JSON, READ_CSV = (
+    (fineweb.main, tuple(f"--source t.{kind} --tokenizer bytes --out new --workers 2".split()),
+     "new") for kind in ("txt", "jsonl", "csv"))
 
 
 def look(train, val):
@@ -81,6 +84,9 @@ def template(tmp_path_factory):
     write_parquet(box / "docs", make_documents(12), row_group_size=3)
     small_gpt(n_layer=1, n_embd=8, block_size=8).save_pretrained(box / "model")
     write_jsonl(box / "h.jsonl", four_endings(6))
+    write_jsonl(box / "t.jsonl", [{"text": text, "n": 1} for text in make_documents(12)])
+    (box / "t.csv").write_text('text,n\n"a ""quoted"" word\nand a line",1\nb,\n' * 9)
+    (box / "t.txt").write_bytes("".join(make_documents(12)).encode())
     with pytest.MonkeyPatch.context() as patch:
         offline(patch, tmp_path_factory.mktemp("cache"))
         patch.setattr(tiktoken.load, "read_file", no_network)
@@ -288,7 +294,7 @@ FILES = {
         "UTF-16": edit(LISTED, lambda data: data.decode().encode("utf-16")),
         "no tokenizer": values(LISTED, "tokenizer"), "shards 5": values(LISTED, shards=5),
         "infinity": edit(LISTED, lambda data: data.replace(b": 60", b": Infinity"))},
-    (TRAIN, "were made with tokenizer gpt2"): {
+    (TRAIN, "was made with tokenizer gpt2"): {
         "another tokenizer": values(LISTED, tokenizer="gpt2")},
     (TRAIN, "tokens, and the manifest lists"): {
         "one more": edit(LISTED, lambda data: data.replace(b": 60", b": 61")),
@@ -298,15 +304,14 @@ FILES = {
         "cut shard": half("out/docs_train_000002.npy"), "no val": lost("out/docs_val_000000.npy"),
         "large strings": documents(TEXTS.cast(pa.large_string())),
         "nulls": documents(pa.array([None, *TEXTS.to_pylist()])),
-        "not yet: categories": documents(TEXTS.dictionary_encode()),
-        "not yet: string views": documents(TEXTS.cast(pa.string_view())),
-        "not yet: binary": documents(TEXTS.cast(pa.binary()))},
+        "categories": documents(TEXTS.dictionary_encode()),
+        "string views": documents(TEXTS.cast(pa.string_view())),
+        "binary": documents(TEXTS.cast(pa.binary())), "another name": documents(TEXTS, "body")},
     (MAKE, "000.parquet"): {
-        "not yet: Latin-1": documents(pa.array([b"caf\xe9"]).view(pa.string()))},
+        "Latin-1": documents(pa.array([b"caf\xe9"]).view(pa.string()))},
     (MAKE, "docs holds no documents"): {"all null": documents(pa.array([None], pa.string())),
                                         "no rows": documents(TEXTS[:0])},
-    (MAKE, "no column of strings named text"): {"another name": documents(TEXTS, "content"),
-                                                "numbers": documents(pa.array([1, 2]))},
+    (MAKE, "no text named text or content"): {"numbers": documents(pa.array([1, 2]))},
     (MAKE, "is not a manifest that fineweb.py wrote"): {
         "cut manifest": half(MADE), "{}": put(MADE, b"{}")},
     (MAKE, "begun with order_seed = 1, not None"): {"order": values(MADE, order_seed=1)},
@@ -325,7 +330,7 @@ FILES = {
     (RESUME, "at step 3 of"): {"link": linked, "note": put(f"{LAST}/README.md", b"x")},
     (RESUME, "error: run/log.txt, line 1"): {"another log": put("run/log.txt", b"\xff\0\n")},
     (RESUME, "error: --data shards does not"): {"shards": signed(values(STATE, shards=[]))},
-    (RESUME, "error: run was begun with --n-layer None"): {"{}": signed(values(STATE, config={}))},
+    (RESUME, "error: run was begun with --n-layer 12"): {"{}": signed(values(STATE, config={}))},
 
     (EXAMPLES, ""): {
         "examples": lines(), "label 3 as text": lines(label="3"), "3.0": lines(label=3.0),
@@ -418,9 +423,15 @@ FLAGS = {  # (program, words): flags
     (SCORE, ""): ["--limit 6"], (SCORE, TYRO): ["--limit x"], (SCORE, "give 1"): ["--limit 0"],
     (SCORE, "no HellaSwag file"): ["--data nowhere", "--data model"],
     (SCORE, "cannot get the model"): ["--model nowhere", "--model shards"],
-    (MAKE, ""): ["--workers 1"], (MAKE, TYRO): ["--seed 1e3", "--tokenizer x"],
+    (MAKE, ""): ["--workers 1"], (MAKE, TYRO): ["--seed 1e3"],
+    (MAKE, "no tokenizer x"): ["--tokenizer x"],
     (MAKE, "give "): ["--shard-size 0", "--workers 0", "--max-tokens -1", f"--shard-size {HUGE}"],
-    (MAKE, "no .parquet files"): ["--source shards", "--source docs/000.parquet"],
+    (MAKE, "nothing to read"): ["--source shards", "--source model/model.safetensors"],
+    (MAKE, "--seed 1 is for parquet"): ["--source t.txt --seed 1"],
+    (MAKE, "begun with files"): ["--source docs/000.parquet", "--source h.jsonl --column ctx"],
+    (MAKE, "no file, folder or data set a/b"): ["--source a/b"],
+    (MAKE, "out was begun with val = 0.1, not 0.2"): ["--val 0.2"],
+    (MAKE, "between 0 and 1"): ["--val 0", "--val nan", "--val 1"],
     (MAKE, "out was begun with shard_size = 500, not 300"): ["--shard-size 300"],
     # where GPT-2's vocabulary is cached, and where it is not
     (MAKE, "tokenizer = bytes, not gpt2|cannot get GPT-2's vocabulary"): ["--tokenizer gpt2"],
@@ -446,8 +457,10 @@ WORDS = st.one_of(
                      "--max-lr", "--seed", "--limit", "--workers", "--tokenizer", "--help"]))
 JUNK = [None, True, -1, 0, 2, 1.5, HUGE, 1e308, float("nan"), "", "5", "../x", "\ud800", [], {},
         [[]], [None], {"": {}}]
-JSON = {LISTED: TRAIN, "h.jsonl": SCORE, CONFIG: TUNE, STATE: RESUME, MADE: MAKE}
-BYTES = JSON | {"shards/text_train_000001.npy": TRAIN, WEIGHTS: TUNE}
+JSON = {LISTED: TRAIN, "h.jsonl": SCORE, CONFIG: TUNE, STATE: RESUME, MADE: MAKE,
+        "t.jsonl": READ_JSON}
+BYTES = JSON | {"shards/text_train_000001.npy": TRAIN, WEIGHTS: TUNE, DOCS: MAKE, "t.txt": READ,
+                "t.csv": READ_CSV}
 
 
 def places(value):
@@ -458,7 +471,8 @@ def places(value):
 
 def other_value(draw):
     def change(data):
-        found = [json.loads(data.splitlines()[0] if data.startswith(b'{"ctx') else data)]
+        lines = data.startswith((b'{"ctx', b'{"text'))
+        found = [json.loads(data.splitlines()[0] if lines else data)]
         holder, key = draw(st.sampled_from(places(found)))
         holder[key] = draw(st.sampled_from(JUNK))
         return json.dumps(found[0]).encode()

@@ -32,8 +32,8 @@ EVERY = 10  # steps from one loss in the file to the next
 STEPS = 100
 FLAGS = ["--device", "cpu", "--products", "plain", "--no-compile", "--max-steps", STEPS,
          "--hellaswag", "none", "--sample-tokens", 0, "--val-tokens", 256]
-LAPTOP = ["laptop", "--n-layer", 2, "--n-head", 2, "--n-embd", 32, "--T", 32, "--B", 8,
-          "--total-batch-size", 256, "--warmup-steps", 20, *FLAGS]
+LAPTOP = ["laptop", "--vocab-size", 257, "--n-layer", 2, "--n-head", 2, "--n-embd", 32,
+          "--T", 32, "--B", 8, "--total-batch-size", 256, "--warmup-steps", 20, *FLAGS]
 # name -> (ranks, flags)
 RUNS = {
     "laptop, AdamW": (1, [*LAPTOP, "--optimizer", "adamw"]),
@@ -79,7 +79,7 @@ def train(rank, world, port, flags):
 def losses(name, folder):
     """The training losses of a run, of every tenth step, and its validation losses."""
     world, flags = RUNS[name]
-    vocab_size = train_gpt2.parse_args(map(str, flags)).vocab_size
+    vocab_size = train_gpt2.parse_args(map(str, flags)).vocab_size or 50257
     write_shards(folder / "shards", vocab_size)
     flags = [*flags, "--data", folder / "shards", "--out-dir", folder / "run"]
     if world == 1:

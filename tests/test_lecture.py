@@ -43,18 +43,13 @@ def test_the_top_is_the_last_step():
                        if path.name != "conftest.py"}  # the program is the series', all of it
 
 
-def test_two_digits_number_the_steps():
-    """So that tags sort."""
-    assert len(STEPS) < 100
-
-
 def test_steps_are_small():
     """A step adds 80 lines of the program at most, 120 where it begins a file."""
     added = {step.tag: step.program_lines()[0] for step in STEPS}
     begins = {step.tag for step in STEPS for change in step.changes
               if is_program(change.path) and any(mode.startswith(b"new") for mode in change.modes)}
     assert {tag: n for tag, n in added.items() if n > (120 if tag in begins else 80)} == {}
-    assert 15 <= statistics.median(added.values()) <= 52
+    assert 15 <= statistics.median(added.values()) <= 65
 
 
 def test_the_video_comes_first_and_in_its_order():

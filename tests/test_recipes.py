@@ -18,6 +18,7 @@ from helpers import (
 )
 
 import hellaswag
+import sample
 from build_nanogpt.__main__ import COMMANDS
 from nanogpt.report import read_log
 
@@ -30,6 +31,7 @@ FOLLOWER = "test_lecture_release.py::test_a_plain_clone_has_every_step"
 WORKTREE = "test_lecture_build.py::test_contents"
 ERRATUM = "test_lecture.py::test_an_erratum_is_fixed_where_it_began"
 MINE = "test_lecture_mine.py::test_mine_is_done"
+SHORT = "test_examples.py::test_short_form"
 # command, up to a flag's value: where it is run
 KNOWN = {
     "pip install -e .": CI, "pip install -e '.[test]'": CI, "pytest": CI,
@@ -38,7 +40,7 @@ KNOWN = {
     "git tag -n": "test_lecture_build.py::test_branch_and_tags",
     "git worktree add ../lecture step-01": WORKTREE, "git checkout step-02": WORKTREE,
     "git diff step-01 step-02": "git's own", "git diff --no-index my_train_gpt2.py": "git's own",
-    "git show step-07:train_gpt2.py": "git's own",
+    "git log -3": "git's own", "git show step-07:train_gpt2.py": "git's own",
     "python -m build_nanogpt check --mine my_train_gpt2.py --step 7": MINE,
     "python -m build_nanogpt check --mine my_folder --step 28":
         "test_lecture_mine.py::test_a_folder_that_is_done",
@@ -46,9 +48,15 @@ KNOWN = {
     "git rebase -i --autosquash step-13": ERRATUM, "git switch --detach": ERRATUM,
     "python -m build_nanogpt export": ERRATUM, "git add -A": ERRATUM, "git commit": ERRATUM,
     "git worktree remove ../lecture": ERRATUM,
-    "python -m build_nanogpt check 14-89": "test_lecture_check.py::test_a_lecture_that_is_well",
+    "python -m build_nanogpt check 14-107": "test_lecture_check.py::test_a_lecture_that_is_well",
     "python fineweb.py --encoder gigatoken": "test_89_gigatoken.py",
     "python fineweb.py": HERE, "python hellaswag.py --model": HERE, "python train_gpt2.py": HERE,
+    "python sample.py": HERE, "pip install -e '.[track]'": HUB,
+    "python train_gpt2.py --eval-only": "test_100_scores.py",
+    "python train_gpt2.py --track": "test_102_track.py",
+    "python train_gpt2.py laptop --track": "test_102_track.py",
+    "python examples/adder.py": SHORT, "python examples/sort.py": SHORT,
+    "python examples/positions.py": "test_examples.py::test_all_kinds_train",
     # torchrun itself is started in test_torchrun.py; here one process takes its program's flags
     "torchrun --standalone --nproc_per_node=8": HERE,
 }
@@ -109,8 +117,11 @@ def folder(tmp_path_factory):
     write_shards(folder / "shards", 400, 100)
     write_shards(folder / "my_shards", 400, 100)
     write_parquet(folder / "my_parquets", make_documents(12))
+    (folder / "my.txt").write_bytes("".join(make_documents(12)).encode())
     write_jsonl(folder / "h.jsonl", four_endings(6))
-    for name in "gpt2", "log/gpt2-124M/checkpoint_018794":
+    (folder / "story.txt").write_text("Once upon a time")
+    for name in ("gpt2", "gpt2-xl", "log/laptop/checkpoint_001500",
+                 "log/gpt2-124M/checkpoint_018794"):
         small_gpt(n_layer=1, n_embd=8).save_pretrained(folder / name)
     return folder
 
@@ -138,6 +149,10 @@ def test_in_small(command, folder, monkeypatch, capsys):
             ("--source", "my_parquets"), ("--out", "new_shards")))
         done = fineweb(source, folder / "made" / out, "--shard-size", 1000)
         assert done.returncode == 0 and (folder / "made" / out / "manifest.json").exists()
+    elif words[program] == "sample.py":
+        monkeypatch.setattr(sys, "argv", [*words[program:], "--max-tokens", "5", "--device", "cpu"])
+        sample.main()
+        assert capsys.readouterr().out.endswith("\n")
     else:
         monkeypatch.setattr(sys, "argv", [*words[program:], "--data", "h.jsonl", "--device", "cpu"])
         hellaswag.main()

@@ -41,7 +41,7 @@ def hiding(repository, day):
     said = repository.git("log", "--first-parent", "--format=%ct %h %s", MAIN)
     commits = [line.split(" ", 1) for line in said.decode(errors="replace").splitlines()]
     return [commit for date, commit in commits
-            if int(date) >= day and re.match(r"\w+ step-\d\d:", commit)]
+            if int(date) >= day and re.match(r"\w+ step-\d+:", commit)]
 
 
 def identity(repository):

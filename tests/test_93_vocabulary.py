@@ -1,0 +1,116 @@
+"""The vocabulary is the data's: its manifest says which ids there are and which one ends a text."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import TINY, load_streams, main_here, refusal, write_shards
+
+import train_gpt2
+from nanogpt.common import UserError
+from nanogpt.manifest import find_tokenizer
+from nanogpt.report import read_log
+from nanogpt.tokenizer import get_tokenizer
+
+RUN = [flag for flag in TINY if flag not in ("--vocab-size", "257", "Hello, I'm a language model,")]
+RUN.remove("--prompt")
+LETTERS = " abcdefgh"
+
+
+def write_letters(folder, end_of_text=None):
+    """Shards of characters, as fineweb.py --tokenizer chars writes them."""
+    folder.mkdir()
+    n_ids = len(LETTERS) + (end_of_text is not None)
+    rng, listed = np.random.default_rng(0), []
+    for split, n in ("val", 3000), ("train", 9000):
+        name = f"letters_{split}_{len(listed):06d}.npy"
+        np.save(folder / name, rng.integers(n_ids, size=n, dtype=np.uint16))
+        listed.append({"file": name, "tokens": n, "documents": 1})
+    manifest = {"tokenizer": "chars", "characters": LETTERS, "vocab_size": n_ids,
+                "end_of_text": end_of_text, "shards": listed}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def change(folder, **facts):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+@pytest.mark.parametrize("end_of_text", [None, len(LETTERS)])
+def test_characters_are_the_manifests(end_of_text, tmp_path):
+    key, n_ids, end = find_tokenizer(str(write_letters(tmp_path / "data", end_of_text)))
+    assert key == ("chars:" if end_of_text is None else "chars+eot:") + LETTERS
+    assert (n_ids, end) == (len(LETTERS) + (end_of_text is not None), end_of_text)
+    enc = get_tokenizer(key)
+    assert (enc.n_vocab, enc.eot_token) == (n_ids, end)
+    assert enc.decode(enc.encode_ordinary("bad cafe"[:7])) == "bad caf"
+
+
+def test_without_a_manifest_it_is_gpt2s_or_by_its_number(tmp_path):
+    folder = str(write_shards(tmp_path / "data", manifest=False))
+    assert find_tokenizer(folder) == ("gpt2", 50257, 50256)
+    assert find_tokenizer(folder, 257) == ("bytes", 257, 256)
+    assert find_tokenizer("pydoc") == ("bytes", 257, 256)
+    with pytest.raises(UserError, match="1000 ids belongs to no known tokenizer"):
+        find_tokenizer(folder, 1000)
+
+
+def test_a_number_that_is_not_the_datas_is_refused(tmp_path):
+    folder = str(write_letters(tmp_path / "data"))
+    assert find_tokenizer(folder, 9)[1] == 9
+    with pytest.raises(UserError, match="made with tokenizer chars, but the run uses bytes: leave"):
+        find_tokenizer(folder, 257)
+
+
+@pytest.mark.parametrize("facts, words", [
+    ({"vocab_size": None}, "says vocab_size = None"), ({"vocab_size": 70000}, "= 70000"),
+    ({"characters": None}, "not a valid manifest"), ({"tokenizer": None}, "vocab_size")])
+def test_a_manifest_without_a_vocabulary_is_refused(facts, words, tmp_path):
+    folder = write_letters(tmp_path / "data")
+    change(folder, **facts)
+    if facts.get("tokenizer", "") is None:
+        change(folder, vocab_size=None)
+    with pytest.raises(UserError, match=words):
+        find_tokenizer(str(folder))
+
+
+def test_documents_end_where_the_manifest_says(tmp_path):
+    """Without an end of text, the last id is a character like the others."""
+    for end, name in (None, "one"), (len(LETTERS), "many"):
+        folder = write_letters(tmp_path / name, end)
+        train, _ = load_streams(folder, "--vocab-size", str(9 + bool(end)), shuffle=True)
+        tokens = train.shards[0].open()
+        expected = [0] if end is None else sorted({0, *np.flatnonzero(tokens == end).tolist()})
+        assert train.documents(0).tolist() == expected
+
+
+@pytest.mark.slow
+def test_nobody_gives_the_vocabulary(tmp_path, monkeypatch, capsys):
+    """Network, header and samples follow the data; the next run of the folder resumes."""
+    run = [*RUN, "--data", write_letters(tmp_path / "data"), "--val-tokens", 64,
+           "--out-dir", tmp_path / "run", "--prompt", "abc"]
+    main_here(monkeypatch, *run, "--max-steps", 2)
+    said = capsys.readouterr().out
+    assert "vocabulary | chars, 9 ids" in said
+    assert all(set(line.split(": ", 1)[1][1:-1]) <= set(LETTERS) for line in said.splitlines()
+               if line.startswith("  sample"))
+    assert read_log(tmp_path / "run" / "log.txt")["run"]["config"]["vocab_size"] == 9
+    model = train_gpt2.GPT.from_pretrained(tmp_path / "run" / "checkpoint_000002")
+    assert model.config.vocab_size == 9
+    main_here(monkeypatch, *run, "--max-steps", 3, "--resume")
+    assert "resumed" in capsys.readouterr().out
+
+
+def test_a_prompt_of_other_characters_is_refused_first(tmp_path, monkeypatch, capsys):
+    said = refusal(train_gpt2.main, *RUN, "--data", write_letters(tmp_path / "data"), "--out-dir",
+                   tmp_path / "run", "--prompt", "abc?", monkeypatch=monkeypatch, capsys=capsys)
+    assert "?" in said and not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_vocabulary_are_refused(tmp_path, monkeypatch, capsys):
+    train_gpt2.GPT(train_gpt2.GPTConfig(32, 10, 2, 2, 32)).save_pretrained(tmp_path / "model")
+    said = refusal(train_gpt2.main, *RUN, "--data", write_letters(tmp_path / "data"), "--init-from",
+                   tmp_path / "model", "--out-dir", tmp_path / "run", "--prompt", "abc",
+                   monkeypatch=monkeypatch, capsys=capsys)
+    assert "has 10 ids, the run 9" in said
