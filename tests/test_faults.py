@@ -41,7 +41,7 @@ RUN = ("--vocab-size 257 --n-layer 1 --n-head 2 --n-embd 8 --device cpu --B 2 --
        "--hellaswag none --max-steps 4 --checkpoint-every 1 --keep 2 --products plain "
        "--optimizer adamw").split()
 FOREIGN = {"notes.txt": "mine", ".checkpoint_notes": "mine, too",
-           "checkpoint_000001/README.md": "of step 1", "checkpoint_000002/README.md": "of step 2"}
+           "checkpoint_000001/notes.md": "of step 1", "checkpoint_000002/notes.md": "of step 2"}
 
 
 class Disk:
@@ -172,7 +172,7 @@ class Harness:
         self.args = [*RUN, "--data", str(write_shards(folder / "shards", 200, 60, shards=1)),
                      "--out-dir", str(self.out)]
         patch.setattr(Figure, "savefig", lambda figure, path, **how: Path(path).write_bytes(b"png"))
-        patch.setattr("nanogpt.report.draw_curves", lambda log, axes: read_log(log))
+        patch.setattr("nanogpt.report.draw_curves", lambda log, axes, size: read_log(log))
         self.code, self.said = 0, ""
         assert self.start("--keep", "9") == 0
         self.expected = values(self.out)
@@ -226,7 +226,7 @@ class Harness:
         assert self.start("--resume") == 0, f"no resume: {self.said}, after {said}"
         assert values(self.out) == self.expected, f"other losses, after {said}"
         there = Counter(path.read_text() for path in self.out.rglob("*")
-                        if path.name in ("notes.txt", ".checkpoint_notes", "README.md"))
+                        if path.name in {Path(name).name for name in FOREIGN})
         assert there == Counter(FOREIGN.values()), f"{there}, after {said}"
         return ("one line, status 2" if code else "goes on") if hit else "not reached"
 

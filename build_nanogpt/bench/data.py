@@ -136,11 +136,19 @@ def shards(folder):
     return [np.load(path, mmap_mode="r") for path in paths]
 
 
+def documents(arrays):
+    """The documents of shards, each beginning with end-of-text, in the order of their bytes."""
+    tokens = np.concatenate(arrays)
+    return sorted(np.split(tokens, np.flatnonzero(tokens == 50256)), key=bytes)
+
+
 def compare(outs):
-    """The number of tokens. Raises RuntimeError unless all folders hold the same shards."""
+    """The number of tokens. Raises RuntimeError unless all folders hold the same shards; or, where
+    the original has only one, of which fineweb.py makes two, the same documents."""
     first, *others = map(shards, outs)
     for other in others:
-        for a, b in itertools.zip_longest(first, other):
+        pair = (first, other) if len(first) > 1 else map(documents, (first, other))
+        for a, b in itertools.zip_longest(*pair):
             if a is None or b is None or a.dtype != b.dtype or not np.array_equal(a, b):
                 raise RuntimeError(f"the shards of {[str(out) for out in outs]} are not the same")
     return sum(map(len, first))
