@@ -11,21 +11,17 @@ on; manifest.json says what they are made of. Stopped, the same command resumes,
 # imported first, so that Ctrl-C ends the program without a traceback from here on
 from nanogpt.common import UserError, parse, run
 
-import base64
 import functools
 import json
 import multiprocessing
 import os
 import shutil
 import sys
-import tempfile
-import threading
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -33,15 +29,15 @@ from tqdm import tqdm
 
 from nanogpt.disk import check_writable, digest, whole
 from nanogpt.formats import KINDS, More
+from nanogpt.gigatoken import encode_fast, fast_encoding
 from nanogpt.lock import locked
 from nanogpt.shards import split
 from nanogpt.sources import HUB, bytes_to_download, estimate_tokens, find_source, read_texts
-from nanogpt.terminal import ctrl_c_stays
+from nanogpt.terminal import ctrl_c_stays, end_with_main
 from nanogpt.tokenizer import encode, encoding
 from nanogpt.characters import without_surrogates
 
 WINDOW = 64  # row groups whose documents are shuffled among each other
-SAMPLE = 64  # one document in this many is also encoded by tiktoken, to compare
 
 
 @dataclass(frozen=True)
@@ -142,56 +138,6 @@ def windows(config, source, start=None):
             yield groups[i : i + WINDOW]
 
 
-@functools.cache
-def fast_encoding(name):
-    """gigatoken with encoding(name)'s ranks, as the part of tiktoken's interface that encode()
-    uses. It is told of no special tokens, so their names stay text. Raises UserError."""
-    enc = encoding(name)
-    try:
-        import gigatoken
-
-        lines = [base64.b64encode(piece) + b" %d\n" % rank
-                 for piece, rank in enc._mergeable_ranks.items()]
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "ranks").write_bytes(b"".join(lines))
-            fast = gigatoken.Tokenizer.from_tiktoken(Path(folder, "ranks"), pretokenizer="gpt2")
-    except Exception as error:  # not installed, not for this system, another version or tokenizer
-        raise UserError(f"--encoder gigatoken does not work here ({type(error).__name__}): pip "
-                        "install gigatoken, or leave out --encoder") from None
-    lock = threading.Lock()  # all threads share one tokenizer, which refuses a second caller
-
-    def encode_to_numpy(text, **special):
-        with lock:
-            return fast.encode(text)
-
-    return SimpleNamespace(eot_token=enc.eot_token, encode_to_numpy=encode_to_numpy)
-
-
-@functools.cache
-def agree(tokenizer, char):
-    """Whether both libraries treat the character alike: their versions of Unicode differ."""
-    text = f"a{char} {char}1{char}{char} {char}'s {char}\n"
-    return np.array_equal(encode(encoding(tokenizer), text), encode(fast_encoding(tokenizer), text))
-
-
-def encode_fast(texts, tokenizer, place):
-    """The documents' tokens (uint16 arrays) by gigatoken; by tiktoken where the two disagree on a
-    character. The first document, and one in SAMPLE after it, is encoded by both. Raises UserError
-    with the document and the place if they differ."""
-    enc, fast = encoding(tokenizer), fast_encoding(tokenizer)
-    occurs = np.zeros(sys.maxunicode + 1, dtype=bool)  # a set() would take ten times as long
-    codes = "".join(text for text in texts if not text.isascii()).encode("utf-32-le")
-    occurs[np.frombuffer(codes, "<u4")] = True
-    strange = {chr(i) for i in np.flatnonzero(occurs) if not agree(tokenizer, chr(i))}
-    documents = [encode(enc if strange and strange.intersection(text) else fast, text)
-                 for text in texts]
-    for text, tokens in zip(texts[::SAMPLE], documents[::SAMPLE], strict=True):
-        if not np.array_equal(tokens, encode(enc, text)):
-            raise UserError(f"gigatoken and tiktoken differ on the document {text[:50]!r} in "
-                            f"{place}: choose another --out, and leave out --encoder")
-    return documents
-
-
 def tokenise(path, group, tokenizer, encoder="tiktoken", column=None):
     """A worker's task: a row group's tokens (uint16), all documents end to end, and the documents'
     lengths (int64). Two arrays cost the main process less than one per document."""
@@ -248,7 +194,8 @@ def read_manifest(config, source):
     out = Path(config.out)
     way_out = "choose another --out, or remove that folder"
     if not (out / "manifest.json").exists():
-        if shards := [*out.glob("*.npy"), *out.glob("*.bin")]:
+        there = sorted(out.iterdir()) if out.is_dir() else []  # glob finds none if it may not look
+        if shards := [path for path in there if path.suffix in (".npy", ".bin")]:
             raise UserError(f"{out} holds {shards[0].name} and no manifest.json: {way_out}")
         return new
     try:
@@ -322,7 +269,7 @@ def write_shards(config, source, manifest, bar):
     room = config.max_tokens - manifest["tokens"] if config.max_tokens else sys.maxsize
     shard, filled = np.empty(min(config.shard_size, room), dtype=np.uint16), 0
     # spawned, not forked: works on every system; a worker imports this file, hence the main guard
-    pool = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"), end_with_main)
     if config.encoder == "gigatoken":  # threads finish before processes would have started
         pool = ThreadPoolExecutor(config.workers)
     try:
@@ -358,6 +305,11 @@ def main():
             raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
     if config.shard_size > 10**10:
         raise UserError(f"--shard-size {config.shard_size}: give {10**10} or fewer")
+    if not config.out:
+        raise UserError("--out is empty: name a folder")
+    most = 61 if os.name == "nt" else 1000  # Windows allows no more; elsewhere, it is a slip
+    if config.workers > most:
+        raise UserError(f"--workers {config.workers}: give {most} or fewer")
     if not 0 < config.val < 1:
         raise UserError(f"--val {config.val}: give a share between 0 and 1")
     source = find_source(config.source, config.column, config.config, config.split)

@@ -56,8 +56,15 @@ def open_shard(path):
         if isinstance(error, PermissionError):
             raise UserError(f"cannot read {path}: ask its owner, or choose other shards") from None
         raise UserError(f"{path} is not a complete shard ({reason}): make it again") from None
-    return Shard(str(path), shape[0],
-                 functools.partial(np.memmap, path, np.uint16, "r", offset, shape))
+    return Shard(str(path), shape[0], functools.partial(map_tokens, path, offset, shape[0]))
+
+
+def map_tokens(path, offset, n_tokens):
+    """A shard's tokens, memory-mapped. Raises UserError if the file has become shorter."""
+    try:
+        return np.memmap(path, np.uint16, "r", offset, (n_tokens,))
+    except ValueError as error:
+        raise UserError(f"{path} is shorter than it was ({error}): make it again") from None
 
 
 def find_shards(folder, tokenizer):
@@ -69,7 +76,7 @@ def find_shards(folder, tokenizer):
     way_out = 'run "python fineweb.py", or try "python train_gpt2.py laptop"'
     shards = {"train": [], "val": []}
     folder = Path(folder)
-    for path in sorted(folder.glob("*")):
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if match := re.search(r"_(train|val)(_\d+)?\.(npy|bin)$|^(train|val)\.bin$", path.name):
             shards[match[1] or match[4]].append(open_shard(path))
     if (folder / "manifest.json").exists():

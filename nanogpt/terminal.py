@@ -48,6 +48,16 @@ def ctrl_c_stays():
         signal.signal(signal.SIGINT, before)
 
 
+def end_with_main():
+    """In a worker: end when the main process is killed. The queue of tasks would stay open, because
+    the workers hold it too, and they would wait for ever."""
+    import multiprocessing
+    import threading
+
+    main = multiprocessing.parent_process()
+    threading.Thread(target=lambda: main.join() or os._exit(1), daemon=True).start()
+
+
 class Stream:
     """stdout or stderr. When a write fails because the reader has left (a closed terminal, or
     `| head`), the rest goes to nobody, and the program continues."""

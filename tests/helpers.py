@@ -404,7 +404,7 @@ def fineweb(source, out, *args, tokenizer="bytes"):
     code = 0
     with (patch.object(sys, "argv", argv), contextlib.redirect_stdout(said[0]),
           contextlib.redirect_stderr(said[1]),
-          patch.object(program, "ProcessPoolExecutor", lambda n, context: ThreadPoolExecutor(n))):
+          patch.object(program, "ProcessPoolExecutor", lambda n, *how: ThreadPoolExecutor(n))):
         try:
             run(program.main)
         except SystemExit as stop:
@@ -484,6 +484,19 @@ def tokens_of(folder):
     """The tokens of a folder's shards end to end."""
     paths = sorted(folder.glob("*.npy"), key=lambda path: path.stem[-6:])  # val is number 0
     return np.concatenate([np.load(path) for path in paths])
+
+
+def may_not_be_listed(monkeypatch, folder):
+    """Listing the folder fails, as without the right to read it (which root always has)."""
+    for name in "listdir", "scandir":
+        original = getattr(os, name)
+
+        def fails(path=".", original=original):
+            if str(path) == str(folder):
+                raise PermissionError(13, "Permission denied", str(path))
+            return original(path)
+
+        monkeypatch.setattr(os, name, fails)
 
 
 def contents(folder):

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fineweb as program
-from nanogpt import formats
+from nanogpt import formats, gigatoken
 from nanogpt.sources import estimate_tokens, find_source
 from nanogpt.tokenizer import encode, encoding, get_tokenizer
 
@@ -209,9 +209,10 @@ def test_gigatoken_gets_the_pieces(small_blocks, monkeypatch, tmp_path):
     module = ModuleType("gigatoken")
     module.Tokenizer = Tokenizer
     monkeypatch.setitem(sys.modules, "gigatoken", module)
-    cached = functools.cache(program.fast_encoding.__wrapped__)  # of this test alone
+    cached = functools.cache(gigatoken.fast_encoding.__wrapped__)  # of this test alone
+    monkeypatch.setattr(gigatoken, "fast_encoding", cached)
     monkeypatch.setattr(program, "fast_encoding", cached)
-    monkeypatch.setattr(program, "agree", functools.cache(program.agree.__wrapped__))
+    monkeypatch.setattr(gigatoken, "agree", functools.cache(gigatoken.agree.__wrapped__))
     source = write_text(tmp_path / "a.txt", long_text())
     for name in "tiktoken", "gigatoken":
         args = *ARGS, "--encoder", name, "--workers", 1

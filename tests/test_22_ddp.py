@@ -172,6 +172,17 @@ def test_two_processes_print_what_one_prints(tmp_path):
         assert float(one.split()[1]) == pytest.approx(float(two.split()[1]), abs=2e-4)
 
 
+def no_such_card(rank, world, port):
+    """In a process of its own, which torch leaves its threads to."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "nosuch"
+    with pytest.raises(UserError, match="cannot meet the others.*MASTER_ADDR.*GLOO_SOCKET_IFNAME"):
+        join(rank, world, port)
+
+
+def test_a_network_card_that_is_not_there():
+    together(no_such_card, 1, free_port())
+
+
 def started_by_srun(rank, world, port):
     """Slurm's names, and what its user has to add."""
     os.environ.update(SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), MASTER_ADDR="127.0.0.1",

@@ -11,6 +11,7 @@ from helpers import (
     expected_tokens,
     fineweb,
     make_documents,
+    may_not_be_listed,
     refused,
     tokens_of,
     write_parquet,
@@ -60,6 +61,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
     """A shard size of nothing, a source without documents, a folder that cannot be."""
     source, out = write_parquet(tmp_path / "docs", make_documents(5)), tmp_path / "out"
     refused(fineweb(source, out, "--shard-size", 0), "--shard-size 0")
+    refused(fineweb(source, ""), "--out is empty")
     assert not out.exists()
     (tmp_path / "file").write_text("")
     refused(fineweb(source, tmp_path / "file" / "out"), "cannot write to")
@@ -137,3 +139,14 @@ def test_all_that_a_program_does_there_is_tried(call, number, way_out, tmp_path,
     assert str(said.value) == f"cannot write to {tmp_path} ({os.strerror(number)}): {way_out}"
     monkeypatch.undo()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_may_not_be_listed_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    """Its shards would be written over."""
+    source = write_parquet(tmp_path / "docs", make_documents(2))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/docs_val_000000.npy").write_bytes(b"mine")
+    may_not_be_listed(monkeypatch, tmp_path / "out")
+    refused(fineweb(source, tmp_path / "out"), "Permission denied", str(tmp_path / "out"))
+    monkeypatch.undo()
+    assert contents(tmp_path / "out") == {"docs_val_000000.npy": b"mine"}

@@ -1,11 +1,15 @@
 """Workers: the same bytes for any number of them, in real processes and in any order."""
 
+import subprocess
+import sys
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
+import psutil
 import pytest
 from helpers import (
+    ROOT,
     contents,
     expected_tokens,
     fineweb,
@@ -81,9 +85,10 @@ def test_order_and_memory_are_bounded(workers, tmp_path):
     assert len(pool.done) == 26 and (workers == 1 or pool.done != sorted(pool.done))
 
 
-def test_no_workers_are_one_line(tmp_path):
+def test_too_few_or_too_many_workers_are_one_line(tmp_path):
     source, out = write_parquet(tmp_path / "docs", make_documents(5)), tmp_path / "out"
     refused(fineweb(source, out, "--workers", 0), "--workers 0")
+    refused(fineweb(source, out, "--workers", 10**30), f"--workers {10**30}: give")
     refused(fineweb(source, out, "--shard-size", 0), "--shard-size 0")
     assert not out.exists()
 
@@ -99,3 +104,18 @@ def test_a_killed_worker_is_one_line(tmp_path, monkeypatch):
     last = done.stderr.splitlines()[-1]  # under the progress bar, when there is one
     assert last.startswith("error: a worker was killed") and "--workers than 2" in last
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+def test_workers_end_when_the_program_is_killed(tmp_path):
+    """They, and the process that cleans up after them, would wait for ever."""
+    source, kin = write_parquet(tmp_path / "docs", make_documents(2000), row_group_size=5), []
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "fineweb.py", "--source", source, "--out", tmp_path / "out",
+         "--tokenizer", "bytes", "--workers", "2", "--shard-size", "1000"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "out/docs_train_000001.npy").exists():
+        kin = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    assert len(kin) == 3 and not psutil.wait_procs(kin, timeout=60)[1]

@@ -1,5 +1,7 @@
 """Training reads .npy shards from their files: whole ones, of uint16, in little memory."""
 
+import os
+
 import numpy as np
 import pytest
 from helpers import CAN_MEASURE, memory_of_reading, text_tokens
@@ -41,6 +43,17 @@ def test_damaged_npy_is_named(damage, tmp_path):
     with pytest.raises(UserError, match="x_train_000001.npy is not a complete shard") as error:
         open_shard(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("left", [0, 500])
+def test_a_shard_that_becomes_shorter_is_named(left, tmp_path):
+    """Every read maps the file anew, so it is found even if it happens during a run."""
+    path = tmp_path / "x_train_000001.npy"
+    np.save(path, text_tokens(1000))
+    shard = open_shard(path)
+    os.truncate(path, left)
+    with pytest.raises(UserError, match="x_train_000001.npy is shorter than it was"):
+        shard.open()
 
 
 @pytest.mark.skipif(not CAN_MEASURE, reason="the peak of memory is read and reset in Linux's /proc")

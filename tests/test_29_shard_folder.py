@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import TINY, load_streams, manual_documents, start, text_tokens
+from helpers import TINY, load_streams, manual_documents, may_not_be_listed, start, text_tokens
 
 from nanogpt.common import UserError
 from train_gpt2 import load_data, parse_args
@@ -30,6 +30,13 @@ def test_missing_folder_missing_split(tmp_path):
         load_streams(tmp_path)
     (tmp_path / "x_train_000001.npy").rename(tmp_path / "x_val_000001.npy")
     with pytest.raises(UserError, match="no train shards"):
+        load_streams(tmp_path)
+
+
+def test_a_folder_that_may_not_be_listed_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    np.save(tmp_path / "x_train_000001.npy", text_tokens(100))
+    may_not_be_listed(monkeypatch, tmp_path)
+    with pytest.raises(PermissionError):  # run() makes it a line that names the folder
         load_streams(tmp_path)
 
 

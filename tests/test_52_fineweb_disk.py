@@ -101,7 +101,7 @@ def test_the_bar_counts_tokens(tmp_path, monkeypatch):
     stopped(2, source, out, "--shard-size", 4000)
     config = Config(source=str(source), out=str(out), shard_size=4000, workers=1,
                     tokenizer="bytes")
-    monkeypatch.setattr("fineweb.ProcessPoolExecutor", lambda n, context: ThreadPoolExecutor(n))
+    monkeypatch.setattr("fineweb.ProcessPoolExecutor", lambda n, *how: ThreadPoolExecutor(n))
     source, bar = find_source(config.source), Bar()
     write_shards(config, source, read_manifest(config, source), bar)
     assert bar.n == len(expected_tokens(documents)) - 8000

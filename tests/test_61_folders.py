@@ -1,9 +1,7 @@
 """A folder with the name of a file that the run will write is refused before the first step."""
 
-import os
-
 import pytest
-from helpers import TINY, main_here, refusal, write_shards
+from helpers import TINY, main_here, may_not_be_listed, refusal, write_shards
 
 import train_gpt2
 
@@ -24,14 +22,6 @@ def test_a_folder_that_may_not_be_listed_does_not_begin_anew(tmp_path, monkeypat
     args = [*TINY, "--data", write_shards(tmp_path / "shards"), "--out-dir", tmp_path / "run",
             "--max-steps", 1, "--val-tokens", 512, "--sample-tokens", 0]
     main_here(monkeypatch, *args)
-    for name in "listdir", "scandir":
-        original = getattr(os, name)
-
-        def fails(path=".", original=original):
-            if str(path) == str(tmp_path / "run"):
-                raise PermissionError(13, "Permission denied", str(path))
-            return original(path)
-
-        monkeypatch.setattr(os, name, fails)
+    may_not_be_listed(monkeypatch, tmp_path / "run")
     said = refusal(train_gpt2.main, *args, "--resume", monkeypatch=monkeypatch, capsys=capsys)
     assert "Permission denied" in said and str(tmp_path / "run") in said

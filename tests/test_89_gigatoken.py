@@ -26,7 +26,7 @@ from helpers import (
 from tiktoken_ext.openai_public import r50k_pat_str
 
 import fineweb as program
-from nanogpt.tokenizer import encoding
+from nanogpt.gigatoken import agree, fast_encoding
 
 HARD = [*"aZ09 \n\t\r.!'_äß→漢\u00a0\u3000\x85\u200d😀", "'s", "'ll", "'LL", "  ", "\n\n",
         "<|endoftext|>", "\u088f", "\ua7ce", "\U00010940"]  # the last three: letters since 2025
@@ -54,8 +54,8 @@ class Fake:
 
 
 def forget():
-    for name in "fast_encoding", "agree":
-        getattr(program, name, encoding).cache_clear()
+    fast_encoding.cache_clear()
+    agree.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ def test_one_caller_at_a_time(install):
     """gigatoken's tokenizer raises "Already borrowed" for a second caller: no two may meet."""
     met = threading.Barrier(2)
     install().encode = lambda text: met.wait(0.3)
-    encode = program.fast_encoding("bytes").encode_to_numpy
+    encode = fast_encoding("bytes").encode_to_numpy
     with ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(encode, "a") for _ in range(2)]:
             assert isinstance(future.exception(), threading.BrokenBarrierError)

@@ -90,7 +90,7 @@ def template(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         offline(patch, tmp_path_factory.mktemp("cache"))
         patch.setattr(tiktoken.load, "read_file", no_network)
-        patch.setattr(fineweb, "ProcessPoolExecutor", lambda n, context: ThreadPoolExecutor(n))
+        patch.setattr(fineweb, "ProcessPoolExecutor", lambda n, *how: ThreadPoolExecutor(n))
         patch.setattr(os, "fsync", lambda number: None)
         patch.setattr(Figure, "savefig", lambda self, path, **how: Path(path).write_bytes(b"png"))
         with pytest.MonkeyPatch.context() as here:

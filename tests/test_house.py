@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Every file of the program and the most lines it may have, in the order of imports: a file uses
 # only those above it. Past its budget, take a line out, or argue for more in the commit.
 BUDGETS = {
-    "nanogpt/terminal.py": 100,
+    "nanogpt/terminal.py": 110,
     "nanogpt/__init__.py": 5,
     "nanogpt/common.py": 150,
     "nanogpt/settings.py": 60,
@@ -30,6 +30,7 @@ BUDGETS = {
     "nanogpt/characters.py": 100,
     "nanogpt/tokenizer_file.py": 100,
     "nanogpt/tokenizer.py": 150,
+    "nanogpt/gigatoken.py": 70,
     "nanogpt/exports.py": 100,
     "nanogpt/launch.py": 100,
     "nanogpt/ranks.py": 200,
@@ -53,7 +54,7 @@ BUDGETS = {
     "nanogpt/losses.py": 50,
     "nanogpt/profiler.py": 60,
     "hellaswag.py": 350,
-    "fineweb.py": 390,
+    "fineweb.py": 360,
     "nanogpt/scores.py": 150,
     "train_gpt2.py": 800,
     "sample.py": 150,

@@ -20,6 +20,7 @@ from tqdm import tqdm
 import fineweb
 from build_nanogpt.bench.measure import report
 from build_nanogpt.cli import UserError
+from nanogpt.tokenizer import get_tokenizer
 
 # The original's method: a document is a task, 16 tasks a message, half of the cores, a list of
 # Python numbers for every document. It reads the parquet files with pyarrow here, since the
@@ -84,7 +85,7 @@ def lengthen(source, out, times, row_group_size=1000, most=None):
     first `most` of them."""
     tables = [pq.read_table(path, columns=["text"]) for path in sorted(source.rglob("*.parquet"))]
     if not tables:
-        raise UserError(f"no .parquet files in {source}: name a folder that has some")
+        raise UserError(f"no .parquet files in {source}: name a folder that has some with --data")
     out.mkdir()
     table = pyarrow.concat_tables(tables * times)
     pq.write_table(table.slice(0, most), out / "000.parquet",
@@ -156,6 +157,7 @@ def compare(outs):
 
 def data(config, device, clock):
     """fineweb.py and the original's method on --data, a folder of parquet files."""
+    get_tokenizer("gpt2")  # a missing vocabulary is one line here
     return whole_processes(DataConfig(config.data, config.times, config.repeats), clock,
                            config.folder)
 

@@ -27,7 +27,7 @@ for path in sorted(HERE.glob("*.txt")):
                     label=None if seed else f"{kind}, learning rate {lr}")
         curves.plot(tokens[-1], losses[-1], "o", color=COLORS[kind], markersize=4)
     sweep.plot(float(lr), losses[-1], "o", color=COLORS[kind], markersize=5)
-curves.set(xlabel="million tokens", ylabel="validation loss (nats per byte)", ylim=(1.1, 2.2),
+curves.set(xlabel="million tokens", ylabel="validation loss (nats per token)", ylim=(1.1, 2.2),
            title="Three seeds each, every run to the end of its schedule")
 curves.legend()
 sweep.set(xscale="log", xlabel="learning rate", ylabel="validation loss at the end",
