@@ -48,6 +48,16 @@ def test_a_gpu_is_chosen_by_its_number(name, number, monkeypatch):
     assert init_ranks(name).device.type == "cuda" and chosen == [number]
 
 
+def test_more_processes_than_gpus(monkeypatch):
+    names = "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
+    for name, value in zip(names, ("6", "2", "8", "localhost", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("nanogpt.ranks.find_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="rank 2 has no GPU: torchrun --nproc_per_node=2 "):
+        init_ranks("cuda")
+
+
 def test_batch_must_divide_by_the_ranks_too():
     config = parse_args(["--B", "64", "--T", "1024", "--total-batch-size", "524288"])
     assert check_config(config, 8) == 1
