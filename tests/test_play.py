@@ -1,6 +1,7 @@
 """play.ipynb runs from top to bottom, offline, on a run of the laptop preset and on odd ones."""
 
 import base64
+import json
 import os
 
 import nbformat
@@ -9,7 +10,9 @@ from helpers import ROOT, small_gpt, start
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from nanogpt.exports import tokenizer_files
 from nanogpt.report import Log, read_log
+from nanogpt.tokenizer import get_tokenizer
 
 
 def execute(folder, monkeypatch, run=None):
@@ -31,8 +34,8 @@ def a_log(run, **more):
     """The log of a run that was stopped after two steps, without HellaSwag."""
     run.mkdir(parents=True)
     log = Log(run / "log.txt", master_process=True)
-    log.note(config=dict(T=8, vocab_size=257, n_layer=1, n_head=1, n_embd=2, seed=0, prompt="Hello",
-                         hellaswag="none") | more)
+    log.note(config=dict(data="pydoc", T=8, vocab_size=257, n_layer=1, n_head=1, n_embd=2, seed=0,
+                         prompt="Hello", hellaswag="none") | more)
     for step, loss in enumerate((5.5, 5.0)):
         log.value(step, "train", loss)
     log.value(0, "val", 5.5)
@@ -72,6 +75,26 @@ def test_a_run_without_a_checkpoint(tmp_path, monkeypatch):
     assert f"{tmp_path / 'run'} has no checkpoint: you see random weights" in text
     assert len(pictures) == 5 and "val    first 5.5000   last 5.5000" in text
     assert "undivided / one batch = 4.0000" in text and text.count("-" * 80) == 3
+
+
+@pytest.mark.parametrize("characters", ["\n aeist", "\u4e59\u7532"])
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_run_on_characters(characters, saved, tmp_path, monkeypatch):
+    """The tokenizer is the checkpoint's; without one, that of the data."""
+    enc, n = get_tokenizer(f"chars:{characters}"), len(characters)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(dict(
+        tokenizer="chars", characters=characters, vocab_size=n, end_of_text=None, shards=[])))
+    a_log(tmp_path / "run", data=str(tmp_path / "data"), vocab_size=n, prompt=characters[-1])
+    if saved:
+        checkpoint = tmp_path / "run" / "checkpoint_000002"
+        small_gpt(vocab_size=n, n_layer=1, n_head=1).save_pretrained(checkpoint)
+        for name, text in tokenizer_files(enc, 16).items():
+            (checkpoint / name).write_text(text, encoding="utf-8")
+    text, pictures = execute(tmp_path, monkeypatch, tmp_path / "run")
+    assert ("random weights" in text) is not saved and len(pictures) == 5
+    written = text[text.index("val    first") :].splitlines()
+    assert "-" * 80 in written and set("".join(written[1:]).replace("-", "")) <= set(characters)
 
 
 def test_the_newest_checkpoint_of_many_runs(tmp_path, monkeypatch):
