@@ -35,7 +35,7 @@ SHORT = "test_examples.py::test_short_form"
 # command, up to a flag's value: where it is run
 KNOWN = {
     "pip install -e .": CI, "pip install -e '.[test]'": CI, "pytest": CI,
-    "pip install -e '.[fast]'": HUB,
+    "pip install -e '.[fast]'": HUB, "pip install accelerate": HUB,
     "git log --oneline": FOLLOWER, "python -m build_nanogpt build": ERRATUM,
     "git tag -n": "test_lecture_build.py::test_branch_and_tags",
     "git worktree add ../lecture step-01": WORKTREE, "git checkout step-02": WORKTREE,
@@ -49,6 +49,7 @@ KNOWN = {
     "python -m build_nanogpt export": ERRATUM, "git add -A": ERRATUM, "git commit": ERRATUM,
     "git worktree remove ../lecture": ERRATUM,
     "python -m build_nanogpt check 14-107": "test_lecture_check.py::test_a_lecture_that_is_well",
+    "python -m build_nanogpt tools": "test_tools.py::test_transformers_agrees",
     "python fineweb.py --encoder gigatoken": "test_89_gigatoken.py",
     "python fineweb.py": HERE, "python hellaswag.py --model": HERE, "python train_gpt2.py": HERE,
     "python sample.py": HERE, "pip install -e '.[track]'": HUB,

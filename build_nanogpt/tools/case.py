@@ -1,6 +1,7 @@
 """What a tool is compared with: the network of a folder and its tokenizer, as this project has
 them, on one prompt and one hard text."""
 
+import contextlib
 import json
 import random
 import unicodedata
@@ -31,6 +32,7 @@ class Case:
     written: str
     eot: int | None
     block_size: int
+    tokenizer: str
     hellaswag: str = ""
     llama_cpp: str = ""
     node: str = ""
@@ -60,11 +62,26 @@ def hard_text(enc, size, seed=0):
     return "".join(parts)
 
 
+def tokenizer_of(folder):
+    """A network's tokenizer: the one that its shards were made with, where it is one of ours, so
+    that the ids of the folder's tokenizer.json are not compared with themselves."""
+    from nanogpt.common import UserError as Missing
+    from nanogpt.exports import tokenizer_json
+    from nanogpt.tokenizer import TOKENIZERS, folder_key, get_tokenizer
+
+    enc = get_tokenizer(folder_key(folder))
+    for name, n_ids in TOKENIZERS.items():
+        with contextlib.suppress(Missing):  # GPT-2's vocabulary may be out of reach
+            if enc.name == "tokenizer.json" and enc.n_vocab == n_ids and tokenizer_json(
+                    ours := get_tokenizer(name)) == enc.text:
+                return ours
+    return enc
+
+
 def make_case(config):
     """The Case of config.checkpoint. Raises UserError if it cannot be opened here."""
     import torch
 
-    from nanogpt.tokenizer import folder_key, get_tokenizer
     from train_gpt2 import GPT
 
     folder = Path(config.checkpoint)
@@ -72,7 +89,7 @@ def make_case(config):
         if not (found := sorted(folder.glob("checkpoint_*"))):
             raise UserError(f"{folder} is neither a GPT-2 folder nor a run's: name a checkpoint")
         folder = found[-1]
-    enc = get_tokenizer(folder_key(folder))
+    enc = tokenizer_of(folder)
     model = GPT.from_pretrained(folder, enc.n_vocab).eval()
     prompt = config.prompt
     if not prompt:
@@ -93,5 +110,5 @@ def make_case(config):
         new = new[: new.index(enc.eot_token)]
     text = hard_text(enc, config.text)
     return Case(str(folder), text, enc.encode_ordinary(text), prompt, prompt_ids, logits, new,
-                enc.decode(new), enc.eot_token, block_size, config.hellaswag,
+                enc.decode(new), enc.eot_token, block_size, enc.name, config.hellaswag,
                 config.llama_cpp, config.node)

@@ -19,10 +19,11 @@ import tyro
 
 from build_nanogpt.bench.errors import program_errors
 from build_nanogpt.cli import UserError
-from build_nanogpt.tools.case import make_case
+from build_nanogpt.tools.case import make_case, tokenizer_of
 
 # name -> (module of this package, the package that must be installed, largest difference)
 TOOLS = {
+    "sample": ("python_tools", "", 0),
     "transformers": ("python_tools", "transformers", 1e-3),
     "lm_eval": ("python_tools", "lm_eval", 1e-3),
     "ctranslate2": ("python_tools", "ctranslate2", 1e-3),
@@ -86,9 +87,7 @@ def compare(case, found, most):
     if "ids" in found:
         expected = case.text_ids
         if "text" in found:
-            from nanogpt.tokenizer import folder_key, get_tokenizer
-
-            expected = get_tokenizer(folder_key(case.folder)).encode_ordinary(found["text"])
+            expected = tokenizer_of(case.folder).encode_ordinary(found["text"])
         equal = list(found["ids"]) == expected and found.get("back", case.text) == case.text
         said.append(f"{len(expected):,} ids {'equal' if equal else 'DIFFER'}")
         fine &= equal
@@ -132,8 +131,8 @@ def main(config):
         if (value := getattr(config, name)) < 1:
             raise UserError(f"--{name} {value}: give 1 or more")
     case, all_fine = make_case(config), True
-    print(f"{case.folder}: {case.logits.shape[1]:,} ids; {platform.machine()}, Python "
-          f"{platform.python_version()}, {date.today()}")
+    print(f"{case.folder}: {case.logits.shape[1]:,} ids of {case.tokenizer}; {platform.machine()}, "
+          f"Python {platform.python_version()}, {date.today()}")
     print(f"{case.prompt!r} is continued by {case.written!r}")
     for name in config.only or TOOLS:
         try:
