@@ -61,6 +61,7 @@ def test_an_unknown_character_is_named_with_its_place(text, named):
     with pytest.raises(UserError) as error:
         Characters("\n acfko").encode_ordinary(text)
     assert named in str(error.value) and "this tokenizer's 7 characters" in str(error.value)
+    assert str(error.value).count("\\n") <= 40  # not all of the text
 
 
 @pytest.mark.parametrize("characters", ["", "ba", "aa", "".join(map(chr, range(2**16)))])
@@ -78,7 +79,7 @@ def test_halves_of_surrogate_pairs_are_the_replacement_character():
     assert bytes_.decode(bytes_.encode_ordinary(text)) == "a\ufffd b\ufffd"
 
 
-@pytest.mark.parametrize("documents", [[VERSE + HARD], [HARD, "", VERSE], make_documents(75)],
+@pytest.mark.parametrize("documents", [[VERSE * 3 + HARD], [HARD, "", VERSE], make_documents(75)],
                          ids=["one", "three", "many"])
 def test_shards_of_characters(documents, tmp_path):
     """One document needs no end-of-text; several have one before each, as with other tokenizers."""
@@ -120,6 +121,15 @@ def test_resumed_the_same_bytes_and_other_characters_are_refused(tmp_path):
     write_parquet(tmp_path / "docs", ["abc" * 99, "cab"])
     assert fineweb(source, tmp_path / "out", *chars).returncode == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_refusal_of_many_other_characters_is_short(tmp_path):
+    for first, out in (0x4e00, "made"), (0x4e01, "refused"):
+        source = write_parquet(tmp_path / "docs", ["".join(map(chr, range(first, first + 300)))])
+        done = fineweb(source, tmp_path / "out", tokenizer="chars")
+        assert (done.returncode == 0) == (out == "made"), done.stderr
+    refused(done, "was begun with characters = \u4e00", "not \u4e01")
+    assert sum(c >= "\u4e00" for c in done.stderr) == 2 * 99
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -1,11 +1,13 @@
 """The vocabulary is the data's: its manifest says which ids there are and which one ends a text."""
 
+import argparse
 import json
 
 import numpy as np
 import pytest
 from helpers import TINY, load_streams, main_here, refusal, write_shards
 
+import hellaswag
 import train_gpt2
 from nanogpt.common import UserError
 from nanogpt.manifest import find_tokenizer
@@ -83,6 +85,18 @@ def test_documents_end_where_the_manifest_says(tmp_path):
         tokens = train.shards[0].open()
         expected = [0] if end is None else sorted({0, *np.flatnonzero(tokens == end).tolist()})
         assert train.documents(0).tolist() == expected
+
+
+@pytest.mark.parametrize("end_of_text", [None, len(LETTERS)])
+def test_heldout_endings_are_cut_from_the_text_alone(end_of_text, tmp_path):
+    folder = write_letters(tmp_path / "data", end_of_text)
+    _, val = load_streams(folder, "--vocab-size", str(9 + bool(end_of_text)))
+    text = "".join(LETTERS[i] for i in np.load(folder / "letters_val_000000.npy") if i < 9)
+    enc, config = get_tokenizer(f"chars:{LETTERS}"), argparse.Namespace(
+        hellaswag="heldout", hellaswag_limit=5, seed=1)
+    found = hellaswag.load_run(config, enc, 64, val)
+    expected = hellaswag.encode(hellaswag.cut_examples(text, 5, seed=1), enc, 64)
+    assert len(found) == 5 and list(map(repr, found)) == list(map(repr, expected))
 
 
 @pytest.mark.slow

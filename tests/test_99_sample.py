@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import sample
 from nanogpt.common import run
+from nanogpt.exports import tokenizer_files
 from nanogpt.sampling import say_once
 from nanogpt.tokenizer import get_tokenizer
 
@@ -55,6 +56,26 @@ def transformers_says(folder, prompt, n):
 def test_at_temperature_0_it_is_transformers_text(folder, said):
     out, err = said(folder, "abé", "--temperature", 0, "--max-tokens", 12)
     assert out == transformers_says(folder, "abé", 12) + "\n" and err == ""
+
+
+LETTERS = "chars:" + "".join(sorted(set(" abcdefghijklmnopqrstuvwxyzT.\n")))
+
+
+@pytest.mark.parametrize("key", ["bytes", LETTERS, pytest.param("gpt2", marks=pytest.mark.skipif(
+    gpt2_vocabulary_missing() != "", reason=gpt2_vocabulary_missing()))],
+    ids=["bytes", "characters", "gpt2"])
+def test_at_temperature_0_a_pipeline_writes_the_same(key, tmp_path, said):
+    from transformers import pipeline
+
+    enc = get_tokenizer(key)
+    lively_gpt(vocab_size=enc.n_vocab, block_size=64).save_pretrained(tmp_path)
+    for name, text in tokenizer_files(enc, 64).items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    [theirs] = pipeline("text-generation", str(tmp_path))("The cat", max_new_tokens=40,
+                                                          do_sample=False)
+    out, _ = said(tmp_path, "The cat", "--temperature", 0, "--max-tokens", 40)
+    assert out == theirs["generated_text"].rstrip("\ufffd") + "\n"
+    assert len(set(enc.encode_ordinary(out))) > 12
 
 
 def test_samples_in_their_order_however_many_at_once(folder, said):
