@@ -19,7 +19,7 @@ from nanogpt.ranks import autocast, on_master, one_rank_first, sum_over_ranks
 from nanogpt.report import print_table
 from nanogpt.settings import check_limits
 from nanogpt.shards import load_data, validation_rows
-from nanogpt.tokenizer import get_tokenizer
+from nanogpt.tokenizer import folder_key, get_tokenizer
 from nanogpt.trial import try_out
 
 
@@ -44,13 +44,18 @@ def load_exams(config, names, init_model, ranks):
             val = load_data(replace(config, total_batch_size=1), verify=first)[1]
             if first:
                 val.check(progress=ranks.master_process)
-        key, n_ids, _ = find_tokenizer(config.data, config.vocab_size)
-        enc, config = get_tokenizer(key), replace(config, vocab_size=n_ids)
+        if config.data != "none":
+            key, n_ids, _ = find_tokenizer(config.data, config.vocab_size)
+        else:  # the first network's own
+            key, n_ids = folder_key(names[0]) if os.path.isdir(names[0]) else "gpt2", None
+        enc = get_tokenizer(key)
+        config = replace(config, vocab_size=n_ids or enc.n_vocab)
         text = windows(config.eval_text, enc, config.T) if config.eval_text else None
         for name in names:
-            net = init_model(replace(config, init_from=name), ranks.master_process)
+            named = replace(config, init_from=name)
+            net = init_model(named, ranks.master_process)
             size = net.config.block_size
-            exams[name] = {"net": net if len(names) == 1 else None, "val": val,
+            exams[name] = {"net": net if len(names) == 1 else None, "config": named, "val": val,
                            "hella": hellaswag.load_run(config, enc, size, val), "text": text,
                            "lambada": last_words(config.lambada, enc, size)}
     return exams
@@ -105,7 +110,7 @@ def score_models(config, ranks, init_model, validate):
         print_table(facts.items())
     for name, exam in exams.items():
         began = time.perf_counter()
-        net = (exam["net"] or init_model(replace(config, init_from=name))).to(ranks.device)
+        net = (exam["net"] or init_model(exam["config"])).to(ranks.device)
         chosen = on_master(ranks, functools.partial(try_out, config, net, ranks.device, {}))
         if ranks.device.type == "cpu":
             quicken(net, chosen["products"])

@@ -106,6 +106,12 @@ def test_several_models_are_scored_as_transformers_scores_them(folder, scored):
     assert len({model["val"] for model in facts["models"]}) == 3
 
 
+def test_the_vocabulary_is_the_datas(folder, scored):
+    """None was given; the second network is made after the first was scored."""
+    table, _ = scored("--vocab-size", "None", "--data", "pydoc", "--init-from", "lively,run")
+    assert len(table) == 2
+
+
 def test_a_folder_with_a_comma_is_one_model(folder, scored, tmp_path):
     shutil.copytree("lively", tmp_path / "a,b")
     table, facts = scored("--init-from", tmp_path / "a,b")
@@ -113,7 +119,7 @@ def test_a_folder_with_a_comma_is_one_model(folder, scored, tmp_path):
 
 
 def test_without_data_only_the_rest_is_scored(folder, scored):
-    _, facts = scored("--data", "none", "--init-from", "lively")
+    _, facts = scored("--data", "none", "--init-from", "lively", "--vocab-size", "None")
     assert facts["models"][0].keys() == {"model", "parameters", "hella", "hella_se", "hella_acc",
                                          "hella_acc_se", "seconds"}
     assert facts["val_tokens"] == 0
