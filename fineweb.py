@@ -95,6 +95,9 @@ def find_key(config, source):
     enc = None if config.tokenizer == "chars" else encoding(config.tokenizer)
     if enc and enc.eot_token is not None:
         return config.tokenizer
+    if source.files[0].partition(".")[0] == "-":
+        raise UserError(f"--tokenizer {config.tokenizer} reads a text twice, and standard input "
+                        "can be read only once: save it in a file, or choose --tokenizer bytes")
     found, n_documents = set(), 0
     groups = windows(replace(config, seed=None), source)
     for [(file, group)] in tqdm(groups, desc="finding characters", leave=False, disable=None):
@@ -179,7 +182,7 @@ def tokenised(config, source, pool, start=None):
         yield finish()
 
 
-def read_manifest(config, source):
+def read_manifest(config, source, facts=()):
     """The manifest of this run as far as it got, or a new one. Raises UserError for a folder that
     holds other shards, so that nothing is overwritten."""
     enc = encoding(config.tokenizer)
@@ -188,7 +191,7 @@ def read_manifest(config, source):
         **getattr(enc, "facts", {}), "source": config.source,
         "files": dict(zip(source.files, source.sizes, strict=True)), "order_seed": config.seed,
         "shard_size": config.shard_size, "max_tokens": config.max_tokens,
-        "column": config.column, "val": config.val,
+        "column": config.column, "val": config.val, **dict(facts),
         "complete": False, "tokens": 0, "documents": 0, "shards": [],
     }
     out = Path(config.out)
@@ -200,7 +203,7 @@ def read_manifest(config, source):
         return new
     try:
         old = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-        old = old | {key: new[key] for key in ("column", "val") if key not in old}  # it is older
+        old = old | {key: new[key] for key in ("column", "val", *facts) if key not in old}  # older
         differing = [key for key in new if key not in ("complete", "tokens", "documents", "shards",
                                                        "source") and old[key] != new[key]]
         if differing:
@@ -270,7 +273,7 @@ def write_shards(config, source, manifest, bar):
     shard, filled = np.empty(min(config.shard_size, room), dtype=np.uint16), 0
     # spawned, not forked: works on every system; a worker imports this file, hence the main guard
     pool = ProcessPoolExecutor(config.workers, multiprocessing.get_context("spawn"), end_with_main)
-    if config.encoder == "gigatoken":  # threads finish before processes would have started
+    if config.encoder == "gigatoken" or __name__ != "__main__":  # threads start sooner
         pool = ThreadPoolExecutor(config.workers)
     try:
         for window, tokens in tokenised(config, source, pool, start and tuple(start)):
@@ -312,6 +315,11 @@ def main():
         raise UserError(f"--workers {config.workers}: give {most} or fewer")
     if not 0 < config.val < 1:
         raise UserError(f"--val {config.val}: give a share between 0 and 1")
+    make_shards(config)
+
+
+def make_shards(config, wait=False, **facts):
+    """Make what is not there. wait: for others in --out; facts: for the manifest. UserError."""
     source = find_source(config.source, config.column, config.config, config.split)
     kinds = Counter(kind[0].lower() for kind in map(KINDS.search, source.files) if kind)
     print("found", ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) or config.source)
@@ -321,7 +329,7 @@ def main():
     enc = encoding(config.tokenizer)  # here first: one download, and one error if it fails
     if config.encoder == "gigatoken":
         fast_encoding(config.tokenizer)
-    manifest = read_manifest(config, source)
+    manifest = read_manifest(config, source, facts)
     if not manifest["complete"]:
         check_writable(config.out)
         if enc.name == "tokenizer.json":  # whoever reads the shards needs it
@@ -330,8 +338,8 @@ def main():
         if n_tokens := min(known, default=None):
             check_disk(config, source, n_tokens, manifest["tokens"])
         with (tqdm(total=n_tokens, initial=manifest["tokens"], unit="tok", unit_scale=True) as bar,
-              locked(config.out, "fineweb.py", "--out")):
-            manifest = read_manifest(config, source)  # again: now nobody else writes there
+              locked(config.out, "fineweb.py", "--out", wait)):
+            manifest = read_manifest(config, source, facts)  # again: now nobody else writes there
             if not manifest["complete"]:
                 write_shards(config, source, manifest, bar)
     print(f"{config.out}: {manifest['tokens']:,} tokens of {manifest['documents']:,} documents in "

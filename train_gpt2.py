@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal
 
-import tiktoken
 import torch
 import torch.distributed as dist
 import torch.utils.checkpoint
@@ -39,6 +38,7 @@ from nanogpt.fsdp import full, shard_network, whole_net
 from nanogpt.guard import Spikes, Stop, find_fault
 from nanogpt.losses import loss_in_parts
 from nanogpt.muon import Muon, MuonAdamW
+from nanogpt.own_text import own_shards
 from nanogpt.presets import OWN_TEXT, read_settings
 from nanogpt.profiler import Profile
 from nanogpt.ranks import (
@@ -52,7 +52,7 @@ from nanogpt.scores import score_models
 from nanogpt.settings import check_fit, check_limits
 from nanogpt.sharding import OwnedOptimizer
 from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
-from nanogpt.tokenizer import get_tokenizer
+from nanogpt.tokenizer import check_tokenizer, get_tokenizer
 from nanogpt.trial import try_out
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained, write_pretrained
 
@@ -314,7 +314,8 @@ class Cache:
 class TrainConfig:
     """Every setting of a run; each is a flag. The defaults are the video's run."""
 
-    data: str = "edu_fineweb10B"  # a folder of shards, or pydoc: the manual included with Python
+    data: str = "edu_fineweb10B"  # shards, a text (file, folder, shakespeare) or pydoc: the manual
+    tokenizer: str | None = None  # a text's: gpt2, bytes, chars, X.json; None: the weights' or gpt2
     out_dir: str = "log/gpt2-124M"  # folder for the log, the curves and the checkpoints
     init_from: str = ""  # start from these weights: gpt2 ... gpt2-xl, or a folder; sets the sizes
     n_layer: int = 12  # blocks
@@ -339,8 +340,7 @@ class TrainConfig:
     seed: int = 1337  # for the weights, the shuffling and the samples
     eval_every: int = 250  # steps between evaluations; also at the start and the end
     val_tokens: int = 20 * 2**19  # validation tokens, always the same; fewer if the data has fewer
-    hellaswag: str = hellaswag.HUB
-    """the hub's dataset, a .jsonl file, "heldout" (endings cut from validation text) or "none" """
+    hellaswag: str = hellaswag.HUB  # the hub's, a .jsonl, heldout (cut from validation text), none
     hellaswag_limit: int | None = None  # score the first N examples; None: all (heldout: 1,000)
     prompt: Annotated[str, PLAIN] = "Hello, I'm a language model,"  # the samples continue it
     sample_tokens: int = 32  # new tokens in each of the four samples; 0: no samples
@@ -382,11 +382,10 @@ PRESETS = {
                               total_batch_size=2**20, warmup_steps=358),
     "gpt3-125M": TrainConfig(T=2048, B=32),
     "laptop": TrainConfig(
-        data="pydoc", n_layer=2, n_head=4, n_embd=128,
+        data="pydoc", tokenizer="bytes", n_layer=2, n_head=4, n_embd=128,
         B=16, T=128, total_batch_size=16 * 128,
         max_steps=1500, max_lr=1e-2, min_lr=0.0, warmup_steps=50,
-        optimizer="muon", weight_decay=0.3,
-        shuffle=True,
+        optimizer="muon", weight_decay=0.3, shuffle=True,
         prompt="The ", sample_tokens=160, temperature=0.8,
         hellaswag="heldout", hellaswag_limit=500,
         eval_every=500, print_every=50,
@@ -565,7 +564,7 @@ class Exam:
     """What an evaluation needs besides the network."""
 
     val: TokenStream
-    enc: tiktoken.Encoding
+    enc: object  # the tokenizer
     encoded: list[hellaswag.Encoded]
 
 
@@ -764,7 +763,7 @@ def main():
     check_config(config, ranks.ddp_world_size)
 
     # every bad setting and every bad file is found here, before anything is written
-    train, val = load_data(config, verify=ranks.ddp_local_rank == 0)
+    train, val = load_data(own_shards(config, ranks), verify=ranks.ddp_local_rank == 0)
     config = replace(config, vocab_size=train.vocab_size)
     torch.manual_seed(config.seed)
     with one_rank_first(ranks):
@@ -774,6 +773,7 @@ def main():
         train.enc = enc = get_tokenizer(train.tokenizer)
         enc.encode_ordinary(config.prompt)  # characters that it cannot have are refused now
         net = init_model(config, ranks.master_process)
+        check_tokenizer(enc, config.init_from)
         encoded = hellaswag.load_run(config, enc, net.config.block_size, val)
     c = net.config  # the log must have the network's real sizes, --init-from's too
     config = replace(config, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd)

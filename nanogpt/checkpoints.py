@@ -281,6 +281,7 @@ class RunFolder:
         self.shards = []  # names and sizes of the training shards: a resume must find the same
         self.lock = FileLock(Path(config.out_dir) / ".lock")
         self.writer, self.saving = ThreadPoolExecutor(1), None  # one thread: one at a time
+        self.resumed = {}  # the checkpoint's facts, until the settings are written again
 
     def __enter__(self):
         return self
@@ -308,21 +309,26 @@ class RunFolder:
         for half in Path(self.config.out_dir).glob(".checkpoint_*"):  # killed while it was written
             if re.fullmatch(r"\.checkpoint_[0-9]{6,}\.(tmp|old)", half.name):
                 discard(half, ours)
-        saved = find_whole(self.config, self.shards, self.log, net, max_steps)
+        saved = self.resumed = find_whole(self.config, self.shards, self.log, net, max_steps)
         if not saved:
             clear_folder(self.config.out_dir)
-            self.write_settings()
+            self.write_settings({})
         return saved
 
-    def write_settings(self):
-        """Write config.toml, but never over somebody else's."""
+    def write_settings(self, saved):
+        """Write config.toml, but not over somebody else's, with notes of what a resume changed."""
         path = Path(self.config.out_dir) / "config.toml"
-        head = f"# written by: python train_gpt2.py {path}   (which gives the same run again)\n"
-        if path.exists() and not path.read_bytes().startswith(head[:14].encode()):
+        head, old = f"# written by: python train_gpt2.py {path}   ", ""
+        if path.exists() and not (old := path.read_text("utf-8", "replace")).startswith(head[:14]):
             print(f"{path} is not this program's, and stays: log.txt has the settings")
             return
+        notes = re.findall("(?m)^# until step .*", old) if saved else []
+        notes += [f"# until step {saved['step']}: {name} = {json.dumps(then)}"
+                  for name, (then, _) in saved.get("changed", {}).items()]
+        head += "(it had other settings before:)" if notes else "(which gives the same run again)"
         with whole(path) as temporary:
-            temporary.write_text(head + to_toml(self.config), encoding="utf-8")
+            temporary.write_text("\n".join([head, *dict.fromkeys(notes), to_toml(self.config)]),
+                                 encoding="utf-8")
 
     def take_lock(self):
         """Keep other runs out of the folder, if its disk has locks. Raises UserError."""
@@ -369,6 +375,8 @@ class RunFolder:
                 saving.result()
             if self.log.error:
                 raise self.log.error
+            if self.resumed:  # nothing has refused it: the first save comes
+                self.resumed = self.write_settings(self.resumed)
             return self.log.size()
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)

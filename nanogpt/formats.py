@@ -30,8 +30,7 @@ def blocks(texts):
     block, size = Block(0), 0
     for text in texts:
         block.texts.append(text)
-        size += len(text) + 1
-        if size > BLOCK:
+        if (size := size + len(text) + 1) > BLOCK:
             yield block
             block, size = Block(block + 1), 0
     if block.texts:
@@ -70,8 +69,7 @@ def pieces(lines):
     """One document; a long one in pieces whose tokens are, end to end, those of the whole."""
     rest, kind = "", str
     for line in lines:
-        start = max(len(rest), BLOCK)
-        rest += line
+        start, rest = max(len(rest), BLOCK), rest + line
         while cut := CUT.search(rest, start):
             yield kind(rest[: cut.start()])
             rest, kind, start = rest[cut.start() :], More, BLOCK

@@ -10,15 +10,18 @@ from nanogpt.common import UserError
 
 
 @contextlib.contextmanager
-def locked(folder, program, flag):
-    """Keep a second `program` out of the folder, if its disk has locks. Raises UserError."""
+def locked(folder, program, flag, wait=False):
+    """Keep a second `program` out of the folder, if its disk has locks: wait, or UserError."""
     lock = FileLock(Path(folder) / ".lock")
     warnings.filterwarnings("ignore", "flock not supported")  # a file with the owner must do
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"another {program} is at work in {folder}: wait for its end, choose "
-                        f"another {flag}, or remove {lock.lock_file} if it has ended") from None
+        if not wait:
+            raise UserError(f"another {program} is at work in {folder}: wait for its end, choose "
+                            f"another {flag}, or remove {lock.lock_file} if it has ended") from None
+        print(f"waiting for another program in {folder} (ended? then remove {lock.lock_file})")
+        lock.acquire(timeout=-1)
     except (OSError, NotImplementedError):
         print(f"the disk of {folder} has no locks: start no second {program} there")
     try:

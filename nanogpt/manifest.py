@@ -24,11 +24,8 @@ def read_manifest(path):
 
 
 def find_tokenizer(data, vocab_size=None):
-    """What --data was made with: (its tokenizer's key, number of ids, end-of-text id or None).
-
-    Its manifest says so; without one, vocab_size does, and None means GPT-2's. Raises UserError if
-    the two differ.
-    """
+    """(Key of --data's tokenizer, number of ids, end-of-text id or None): the manifest's;
+    without one, by vocab_size, where None means GPT-2's. Raises UserError if the two differ."""
     path, facts = Path(data, "manifest.json"), {}
     if data == "pydoc":
         key = "bytes"

@@ -220,6 +220,7 @@ def describe(config, t, exam, saved=None):
     total, missing = config.total_batch_size, -c.vocab_size % t.net.vocab_multiple
     n_val = validation_rows(exam.val, config.val_tokens, config.T) * config.T
     n_examples = len(exam.encoded)
+    other = train.enc and config.tokenizer and train.enc.name[-4:] != config.tokenizer[-4:]
     rows = [
         ("device", f"{card}, {ranks.ddp_world_size} process{'es' * (ranks.ddp_world_size > 1)}"),
         ("precision", f"{str(dtype)[6:]} products"
@@ -230,7 +231,8 @@ def describe(config, t, exam, saved=None):
                     f"{t.net.num_params():,} parameters"
                     + f", from {config.init_from}" * bool(config.init_from)),
         ("vocabulary", f"{train.tokenizer.partition(':')[0]}, {c.vocab_size:,} ids"
-                       + (f", computed as {c.vocab_size + missing:,}" if missing else "")),
+                       + (f", computed as {c.vocab_size + missing:,}" if missing else "")
+                       + f"; --tokenizer {config.tokenizer} is for texts" * bool(other)),
         ("training", f"{train.n_tokens:,} tokens in {len(train.shards)} shards of {config.data}, "
                      f"{'shuffled' if config.shuffle else 'in the order on disk'}"),
         ("validation", f"{n_val:,} tokens every {config.eval_every} steps"),

@@ -14,12 +14,13 @@ from nanogpt.checkpoints import find_checkpoints
 from nanogpt.common import UserError
 from nanogpt.cpu import quicken
 from nanogpt.manifest import find_tokenizer
+from nanogpt.own_text import own_shards
 from nanogpt.perplexity import last_words, score_last_words, score_text, windows
 from nanogpt.ranks import autocast, on_master, one_rank_first, sum_over_ranks
 from nanogpt.report import print_table
 from nanogpt.settings import check_limits
 from nanogpt.shards import load_data, validation_rows
-from nanogpt.tokenizer import folder_key, get_tokenizer
+from nanogpt.tokenizer import check_tokenizer, folder_key, get_tokenizer
 from nanogpt.trial import try_out
 
 
@@ -39,12 +40,12 @@ def load_exams(config, names, init_model, ranks):
     val, exams, first = None, {}, ranks.ddp_local_rank == 0
     if config.data == "none" and config.hellaswag == "heldout":
         raise UserError("--hellaswag heldout is cut from validation text: give --data, too")
+    config = own_shards(replace(config, init_from=names[0]), ranks)
     with one_rank_first(ranks):
         if config.data != "none":
             val = load_data(replace(config, total_batch_size=1), verify=first)[1]
             if first:
                 val.check(progress=ranks.master_process)
-        if config.data != "none":
             key, n_ids, _ = find_tokenizer(config.data, config.vocab_size)
         else:  # the first network's own
             key, n_ids = folder_key(names[0]) if os.path.isdir(names[0]) else "gpt2", None
@@ -54,6 +55,7 @@ def load_exams(config, names, init_model, ranks):
         for name in names:
             named = replace(config, init_from=name)
             net = init_model(named, ranks.master_process)
+            check_tokenizer(enc, name)
             size = net.config.block_size
             exams[name] = {"net": net if len(names) == 1 else None, "config": named, "val": val,
                            "hella": hellaswag.load_run(config, enc, size, val), "text": text,

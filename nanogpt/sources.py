@@ -116,7 +116,7 @@ def walk(folder, seen):
     for path in sorted(path for path in folder.iterdir() if path.name[0] not in "._"):
         if path.is_dir() or not path.stat():  # which raises OSError for a link to nothing
             yield from walk(path, seen)
-        elif path.name != "manifest.json":  # --out may be in here
+        elif path.name not in ("manifest.json", "tokenizer.json"):  # shards may be in here
             yield path
 
 
@@ -173,8 +173,8 @@ def estimate_tokens(source, tokenizer):
     """About how many tokens the source holds, for the progress bar and the disk check.
 
     The hub's sample has 10 billion, by its name. A folder's files have their bytes of text in their
-    footers; GPT-2's tokens have three each in source code, four or five in English prose. Other
-    files are all text, packed to a third. Standard input counts as nothing.
+    footers; GPT-2's tokens have three each in source code, four or five in English prose.
+    Other files are all text, packed to a third; standard input counts as nothing.
     """
     if source.folder is None:
         return 10**10

@@ -52,7 +52,7 @@ def get_tokenizer(key):
         return tiktoken.Encoding("bytes", pat_str="(?s:.)", mergeable_ranks=ranks,
                                  special_tokens=special)
     with needs_network("GPT-2's vocabulary", "go online once, set TIKTOKEN_CACHE_DIR to a folder "
-                       "that holds it, or run the byte-level preset: train_gpt2.py laptop"):
+                       "that holds it, or do without: --tokenizer bytes, or the preset laptop"):
         return tiktoken.get_encoding(key)
 
 
@@ -81,6 +81,19 @@ def folder_key(folder):
     ids = read_sizes(Path(folder, "config.json")).get("vocab_size", TOKENIZERS["gpt2"])
     padded = [name for name, n_vocab in TOKENIZERS.items() if n_vocab <= ids < n_vocab + 128]
     return padded[0] if padded else tokenizer_name(ids)
+
+
+def check_tokenizer(enc, init_from):
+    """Raises UserError if an id is another text to the tokenizer of --init-from than to `enc`."""
+    path = Path(init_from, "tokenizer.json")
+    known = path.exists() or enc.n_vocab == TOKENIZERS["gpt2"] and not path.parent.exists()
+    other = get_tokenizer(str(path) if path.exists() else "gpt2") if init_from and known else enc
+    for i in range(enc.n_vocab if other.n_vocab == enc.n_vocab and other is not enc else 0):
+        there, here = other.decode_bytes([i]), enc.decode_bytes([i])
+        if there != here and i != enc.eot_token:
+            raise UserError(f"id {i} is {there} to --init-from {init_from}, {here} to the data's "
+                            "tokenizer: choose other weights, or make the data with --tokenizer "
+                            + (str(path) if path.exists() else "gpt2"))
 
 
 # GPT-2's pattern. Everything that needs no look ahead is one group, which tiktoken's engine gives

@@ -22,8 +22,8 @@ def read_pretrained(name_or_folder, vocab_size=None, verbose=False):
     """A published GPT-2: its sizes as GPTConfig names them, and its tensors by transformers' names.
 
     name_or_folder: one of PRETRAINED, or a folder with config.json and model.safetensors. No other
-    file is opened: pickled weights could run code. vocab_size: if GPT-2's or bytes', leave out up
-    to 127 rows past it, which others add for speed; verbose: say so. Raises UserError.
+    file is opened: pickled weights could run code. vocab_size: leave out up to 127 rows past it,
+    which others add to GPT-2's or bytes' for speed; verbose: say so. Raises UserError.
     """
     name = str(name_or_folder)
     local = os.path.isdir(name)

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 import train_gpt2
 from nanogpt.checkpoints import changed_settings
+from nanogpt.exports import tokenizer_json
 from nanogpt.report import read_log
+from nanogpt.tokenizer import get_tokenizer
 
 FLAGS = [*TINY, "--val-tokens", 512, "--hellaswag", "h.jsonl", "--data", "shards",
          "--out-dir", "run"]
@@ -196,3 +198,15 @@ def test_settings_that_a_checkpoint_lacks_have_not_changed():
     facts = {"config": train_gpt2.asdict(config), "shards": []}
     del facts["config"]["eval_only"]
     assert changed_settings(config, facts, []) == {}
+
+
+def test_a_network_with_another_tokenizer_is_refused(folder, tmp_path, monkeypatch, capsys):
+    """Its ids are as many, and mean something else."""
+    lively_gpt(block_size=40).save_pretrained(tmp_path / "other")
+    facts = json.loads(tokenizer_json(get_tokenizer("bytes")))
+    vocab = facts["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(facts))
+    said = refusal(train_gpt2.main, *FLAGS, "--eval-only", "--init-from", tmp_path / "other",
+                   monkeypatch=monkeypatch, capsys=capsys)
+    assert "id 97 is b'b' to --init-from" in said and ", b'a' to the data's" in said

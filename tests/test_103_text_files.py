@@ -141,6 +141,14 @@ def test_a_folder_of_several_kinds(tmp_path):
     assert done.stdout.startswith("found 1 .parquet, 4 .txt\n")
 
 
+def test_standard_input_is_read_once(tmp_path, monkeypatch):
+    """And chars reads twice: once to find the characters."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a text")))
+    refused(fineweb("-", tmp_path / "out", tokenizer="chars"), "chars reads a text twice",
+            "standard input can be read only once: save it in a file")
+    assert not (tmp_path / "out").exists() and sys.stdin.buffer.read() == b"a text"
+
+
 @pytest.fixture
 def source(small_blocks, tmp_path):
     """A folder of texts of one block and of many, and of row groups."""

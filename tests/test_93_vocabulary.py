@@ -2,17 +2,20 @@
 
 import argparse
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import TINY, load_streams, main_here, refusal, write_shards
+from helpers import (
+    TINY, gpt2_vocabulary_missing, load_streams, main_here, refusal, write_shards,
+)
 
 import hellaswag
 import train_gpt2
 from nanogpt.common import UserError
 from nanogpt.manifest import find_tokenizer
 from nanogpt.report import read_log
-from nanogpt.tokenizer import get_tokenizer
+from nanogpt.tokenizer import check_tokenizer, get_tokenizer
 
 RUN = [flag for flag in TINY if flag not in ("--vocab-size", "257", "Hello, I'm a language model,")]
 RUN.remove("--prompt")
@@ -128,3 +131,45 @@ def test_weights_of_another_vocabulary_are_refused(tmp_path, monkeypatch, capsys
                    tmp_path / "model", "--out-dir", tmp_path / "run", "--prompt", "abc",
                    monkeypatch=monkeypatch, capsys=capsys)
     assert "has 10 ids, the run 9" in said
+
+
+def write_tokenizer(path, characters, eot=False):
+    """A tokenizer.json in which every character is a token, made by the library `tokenizers`."""
+    end = {"id": len(characters), "content": "<|endoftext|>", "single_word": False, "lstrip": False,
+           "rstrip": False, "normalized": False, "special": True}
+    vocab = {c: i for i, c in enumerate(characters)}
+    each = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated",
+            "invert": False}
+    path.write_text(json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
+        "added_tokens": [end] * eot, "pre_tokenizer": each, "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"}}))
+
+
+def test_weights_that_know_other_characters_are_refused(tmp_path, monkeypatch, capsys):
+    """As many of them; the same ones are not."""
+    data = write_letters(tmp_path / "data", end_of_text=len(LETTERS))
+    train_gpt2.GPT(train_gpt2.GPTConfig(32, len(LETTERS) + 1, 1, 2, 32)).save_pretrained(
+        tmp_path / "weights")
+    run = [*RUN, "--data", data, "--init-from", tmp_path / "weights", "--max-steps", 1,
+           "--out-dir", tmp_path / "run", "--prompt", "a"]
+    write_tokenizer(tmp_path / "weights" / "tokenizer.json", " abcdefgi", eot=True)
+    said = refusal(train_gpt2.main, *run, monkeypatch=monkeypatch, capsys=capsys)
+    assert "id 8 is b'i' to --init-from" in said and ", b'h' to the data's tokenizer: ch" in said
+    assert not (tmp_path / "run").exists()
+    write_tokenizer(tmp_path / "weights" / "tokenizer.json", LETTERS, eot=True)
+    main_here(monkeypatch, *run)
+    (tmp_path / "weights" / "tokenizer.json").unlink()  # then nobody can know
+    main_here(monkeypatch, *run, "--max-steps", 2)
+
+
+@pytest.mark.skipif(bool(gpt2_vocabulary_missing()), reason=gpt2_vocabulary_missing())
+def test_gpt2s_weights_know_gpt2s_tokens(tmp_path):
+    """A tokenizer of another language often has as many ids."""
+    other = SimpleNamespace(n_vocab=50257, eot_token=0, decode_bytes=lambda ids: b"%d" % ids[0])
+    with pytest.raises(UserError, match="id 1 is .* to --init-from gpt2-xl.*--tokenizer gpt2"):
+        check_tokenizer(other, "gpt2-xl")
+    check_tokenizer(other, str(tmp_path))  # a folder without a tokenizer.json
+    check_tokenizer(other, "")
+    check_tokenizer(get_tokenizer("gpt2"), "gpt2-xl")

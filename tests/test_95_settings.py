@@ -101,6 +101,32 @@ def test_somebody_elses_file_stays(tmp_path, monkeypatch, capsys):
         assert parse_args([file]).seed == seed
 
 
+@pytest.mark.slow
+def test_a_resumed_run_says_what_changed(tmp_path, monkeypatch, capsys):
+    """Its file has the settings it goes on with, and until when it had others."""
+    file, flags = tmp_path / "run" / "config.toml", [
+        *TINY, "--data", write_shards(tmp_path / "data"), "--out-dir", tmp_path / "run",
+        "--val-tokens", 64, "--checkpoint-every", 1, "--resume"]
+    main_here(monkeypatch, *flags, "--max-steps", 2)
+    first = file.read_text()
+    assert first.startswith(f"# written by: python train_gpt2.py {file}   (which gives the same")
+    main_here(monkeypatch, *flags, "--max-steps", 2)
+    refusal(train_gpt2.main, *flags, "--max-steps", 1, monkeypatch=monkeypatch, capsys=capsys)
+    assert file.read_text() == first
+    main_here(monkeypatch, *flags, "--max-steps", 3, "--prompt", "a\nb")
+    assert file.read_text().splitlines()[:3] == [
+        f"# written by: python train_gpt2.py {file}   (it had other settings before:)",
+        "# until step 2: max_steps = 2", '# until step 2: prompt = "Hello, I\'m a language model,"']
+    main_here(monkeypatch, *flags, "--max-steps", 4, "--prompt", "a\nb")
+    assert [line for line in file.read_text().splitlines() if line[0] == "#"][1:] == [
+        "# until step 2: max_steps = 2", '# until step 2: prompt = "Hello, I\'m a language model,"',
+        "# until step 3: max_steps = 3"]
+    config = parse_args([str(file)])
+    assert (config.max_steps, config.prompt, config.resume) == (4, "a\nb", False)
+    main_here(monkeypatch, *flags[:-1], "--max-steps", 2)  # a new run
+    assert file.read_text() == first
+
+
 def test_presets_for_ones_own_text():
     """nanoGPT's: config/train_shakespeare_char.py, its README, config/finetune_shakespeare.py."""
     c = PRESETS["shakespeare-char"]

@@ -55,6 +55,7 @@ BUDGETS = {
     "nanogpt/profiler.py": 60,
     "hellaswag.py": 350,
     "fineweb.py": 360,
+    "nanogpt/own_text.py": 100,
     "nanogpt/scores.py": 150,
     "train_gpt2.py": 800,
     "sample.py": 150,

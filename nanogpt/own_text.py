@@ -1,0 +1,86 @@
+"""--data may be a text: its shards are made once, beside it, as fineweb.py makes them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import fineweb
+from nanogpt.common import UserError
+from nanogpt.disk import digest
+from nanogpt.formats import KINDS
+from nanogpt.lock import locked
+from nanogpt.ranks import one_rank_first
+from nanogpt.sources import find_source, walk
+from nanogpt.tokenizer import folder_key
+
+
+def is_text(data):
+    """Whether --data is a text: a file, shakespeare, or a folder of files that are not shards."""
+    path = Path(data)
+    if not (data and path.is_dir()):
+        named = KINDS.search(path.name) and "://" not in data  # even if it is not there
+        return data == "shakespeare" or path.is_file() or bool(named)
+    shards = any(file.suffix in (".npy", ".bin", ".safetensors") or file.name == "manifest.json"
+                 for file in path.iterdir())
+    return not shards and any(KINDS.search(file.name) for file in walk(path, set()))
+
+
+def folder_beside(data, tokenizer):
+    """The folder for a text's shards: beside it, named after it and the tokenizer."""
+    path = Path("data/shakespeare" if data == "shakespeare" else data)
+    path = path if path.name.strip(".") else path.resolve()  # . and .. are folders, too
+    return Path(f"{path}.{Path(tokenizer).stem if tokenizer.endswith('.json') else tokenizer}")
+
+
+def own_shards(config, ranks):
+    """The config, with the folder of its shards as --data, if it is a text. If need be, one rank of
+    each machine makes them: by --tokenizer, else by that of --init-from's folder, else by gpt2."""
+    if not is_text(config.data):
+        return config
+    data, tokenizer = config.data, config.tokenizer or "gpt2"
+    if config.init_from and Path(config.init_from).is_dir() and not config.tokenizer:
+        tokenizer = folder_key(config.init_from)
+    out = folder_beside(data, tokenizer)
+    with one_rank_first(ranks):
+        if ranks.ddp_local_rank == 0:
+            try:
+                make(data, tokenizer, out)
+            except UserError as error:
+                said = str(error).replace("--source", "--data").partition(", a URL")[0]
+                if any(word in said for word in ("--column", "--out", "another folder")):
+                    said += f" (python fineweb.py --source {data} --out FOLDER, then --data FOLDER)"
+                raise UserError(said) from None
+    return replace(config, data=str(out))
+
+
+def make(data, tokenizer, out):
+    """Make a text's shards in `out`, unless they are there, of the same text and tokenizer."""
+    source = find_source(data)
+    made_from = {name: [size, Path(source.path(i)).stat().st_mtime_ns]
+                 for i, (name, size) in enumerate(zip(source.files, source.sizes, strict=True))}
+    if tokenizer.endswith(".json") and Path(tokenizer).exists():
+        made_from["tokenizer"] = digest(tokenizer)
+    old, files = read_old(out)
+    if old.get("complete") and old.get("made_from") == made_from and all(
+            (out / file).exists() for file in files):
+        return
+    print(f"{data}: its shards are made in {out}, with --tokenizer {tokenizer}", flush=True)
+    if old.get("made_from", made_from) != made_from:
+        with locked(out, "program", "--data", wait=True):
+            old, files = read_old(out)  # again: now nobody else writes there
+            for file in files if old.get("made_from") != made_from else ():
+                (out / file).unlink(missing_ok=True)
+    if not any(source.texts()):  # looks at the first: one that cannot be read leaves no folder
+        raise UserError(f"{data} holds no text: name another --data")
+    fineweb.make_shards(fineweb.Config(source=data, out=str(out), tokenizer=tokenizer),
+                        wait=True, made_from=made_from)
+
+
+def read_old(out):
+    """The manifest in `out` and the names of its files, its own last; {} if none can be read."""
+    try:
+        old = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        files = [Path(shard["file"]).name for shard in old["shards"]]
+        return old, files + ["tokenizer.json"] * ("tokenizer_sha256" in old) + ["manifest.json"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        return {}, []
