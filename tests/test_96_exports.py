@@ -87,6 +87,8 @@ def test_a_name_in_a_text_is_a_special_token_to_others(tmp_path):
     enc = write(tmp_path, "bytes")
     theirs = open_tokenizer(tmp_path)
     assert theirs("a" + theirs.eos_token)["input_ids"] == [97, 256]
+    assert theirs("a <|endoftext|> b<|endoftext|>c")["input_ids"] == [
+        97, 32, 256, 32, 98, 256, 99]  # spaces and letters around it stay
     assert enc.encode_ordinary("a<|endoftext|>")[:2] == [97, ord("<")]
     assert theirs.decode([97, 256, 98]) == "a<|endoftext|>b"
     assert theirs.decode([97, 256, 98], skip_special_tokens=True) == "ab"

@@ -58,3 +58,10 @@ def test_past_the_window_a_token_costs_less_than_two_positions():
     found = counter.get_flop_counts()["Global"][torch.ops.aten.addmm]
     positions = found / (2 * 12 * config.n_layer * config.n_embd**2)
     assert n < positions < 2 * n
+
+
+def test_by_default_it_chooses_among_the_fifty_likeliest_at_temperature_1():
+    model, idx = lively_gpt(), torch.zeros(8, 3, dtype=torch.long)
+    default, told = (model.generate(idx, 12, **flags, generator=torch.Generator().manual_seed(1))
+                     for flags in ({}, {"temperature": 1.0, "top_k": 50}))
+    assert torch.equal(default, told)
