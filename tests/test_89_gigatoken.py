@@ -178,7 +178,7 @@ def test_the_real_one(tokenizer, tmp_path):
         pytest.skip(gpt2_vocabulary_missing())
     documents = hard_documents()
     source = write_parquet(tmp_path / "docs", documents, files=1, row_group_size=100)
-    a, b = by_both(source, tmp_path, tokenizer=tokenizer)
+    a, b = by_both(source, tmp_path, "--shard-size", 100_000, tokenizer=tokenizer)
     assert contents(a) == contents(b)
     n = len(expected_tokens(documents[:500], tokenizer))
     assert tokens_of(b)[:n].tolist() == expected_tokens(documents[:500], tokenizer)

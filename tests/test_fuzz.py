@@ -6,7 +6,7 @@ no words it must end well, with the right result and nothing on stderr. Nothing 
 output folder is ever touched. Rows named "not yet" do not hold, and must fail until they do.
 
 At the end hypothesis looks for what nobody thought of: the same few inputs every time, 5,000 new
-ones with `pytest --runslow tests/test_fuzz.py`.
+ones with `pytest --runslow tests/test_fuzz.py`, in three or four minutes of one core.
 """
 
 import dataclasses
