@@ -16,7 +16,7 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
 # Presets for your own text. They follow nanoGPT's config/train_shakespeare_char.py, its README's
-# run on a CPU, and config/finetune_shakespeare.py.
+# run on a CPU (with Muon here, and its own rate), and config/finetune_shakespeare.py.
 CHARS = dict(
     data="shakespeare", tokenizer="chars", shuffle_rows=True, max_lr=1e-3, min_lr=1e-4,
     warmup_steps=100, val_tokens=10**6, hellaswag="none", keep=1, keep_best=True, prompt="\n",
@@ -26,8 +26,8 @@ OWN_TEXT = {
         n_layer=6, n_head=6, n_embd=384, dropout=0.2, B=64, T=256, total_batch_size=64 * 256,
         max_steps=5000, eval_every=250, checkpoint_every=5000),
     "shakespeare-char-cpu": CHARS | dict(
-        n_layer=4, n_head=4, n_embd=128, B=12, T=64, total_batch_size=12 * 64,
-        max_steps=2000, eval_every=500, checkpoint_every=2000),
+        n_layer=4, n_head=4, n_embd=128, B=12, T=64, total_batch_size=12 * 64, max_steps=2000,
+        max_lr=1e-2, min_lr=0.0, optimizer="muon", eval_every=500, checkpoint_every=2000),
     "finetune": dict(
         data="shakespeare", init_from="gpt2", B=1, T=1024, total_batch_size=32 * 1024,
         shuffle_rows=True, max_steps=20, max_lr=3e-5, min_lr=3e-5, warmup_steps=0, eval_every=5,

@@ -234,7 +234,8 @@ def describe(config, t, exam, saved=None):
                        + (f", computed as {c.vocab_size + missing:,}" if missing else "")
                        + f"; --tokenizer {config.tokenizer} is for texts" * bool(other)),
         ("training", f"{train.n_tokens:,} tokens in {len(train.shards)} shards of {config.data}, "
-                     f"{'shuffled' if config.shuffle else 'in the order on disk'}"),
+                     + ("rows from random places" if config.shuffle_rows
+                        else "shuffled" if config.shuffle else "in the order on disk")),
         ("validation", f"{n_val:,} tokens every {config.eval_every} steps"),
         ("HellaSwag", f"{n_examples:,} examples of {config.hellaswag}" if n_examples else "none"),
         ("steps", f"{t.max_steps:,} = {t.max_steps * total / train.n_tokens:.2f} epochs, "

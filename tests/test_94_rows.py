@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from helpers import load_streams, stream_of, write_shards
+from helpers import TINY, load_streams, small_gpt, stream_of, text_tokens, training, write_shards
 
 import train_gpt2
+from nanogpt.report import describe
 
 T = 16
 
@@ -65,3 +66,15 @@ def test_the_flag_and_the_seed_decide(tmp_path):
         starts[flags] = [train.start(8 * i, 8) for i in range(50)]
     assert starts[()] == list(range(0, 400, 8))
     assert len(set(map(tuple, starts.values()))) == 3
+
+
+@pytest.mark.parametrize("flags, said", [
+    ((), "in the order on disk"), (("--shuffle",), "shuffled"),
+    (("--shuffle-rows",), "rows from random places"),
+    (("--shuffle", "--shuffle-rows"), "rows from random places")])
+def test_the_table_before_the_first_step_says_so(flags, said):
+    config = train_gpt2.parse_args([*TINY, *flags])
+    stream = stream_of(text_tokens(6000))
+    t = training(small_gpt(), train_gpt2.DataLoader(stream, config.B, config.T), max_steps=9)
+    rows = dict(describe(config, t, train_gpt2.Exam(stream, None, [])))
+    assert rows["training"].endswith(f", {said}")
