@@ -35,7 +35,7 @@ import hellaswag
 from nanogpt.checkpoints import RunFolder, read_tensors, restore
 from nanogpt.cpu import keep_memory, quicken
 from nanogpt.fsdp import full, shard_network, whole_net
-from nanogpt.guard import Spikes, Stop, find_fault
+from nanogpt.guard import Spikes, Stop, agree, find_fault
 from nanogpt.losses import loss_in_parts
 from nanogpt.muon import Muon, MuonAdamW
 from nanogpt.own_text import own_shards
@@ -350,8 +350,8 @@ class TrainConfig:
     keep_every: int | None = None  # with --keep, also keep steps that are multiples of this
     keep_best: bool = False  # save after an evaluation that is the best so far; --keep keeps it too
     resume: bool = False  # resume from the newest checkpoint in --out-dir, if there is one
-    skip_spikes: float | None = None
-    """skip updates whose loss or norm is this many deviations above the mean of the last 128"""
+    skip_spikes: float | None = None  # skip losses and norms this many deviations above the usual
+    check_ranks: int = 100  # compare all ranks every N steps and before each checkpoint; 0: never
     track: Literal["none", "tensorboard", "wandb"] = "none"  # also gets all that log.txt gets
     print_every: int = 1  # steps between printed lines; the log has every step
     profile: int = 0  # profile N steps after the first three: a table, and trace.json
@@ -536,12 +536,11 @@ def train_step(t, lr):
     began_at = t.loader.position
     loss = accumulate_gradients(t)
     t.scaler.unscale_(t.optimizer)
-    norm = full(nn.utils.clip_grad_norm_(t.model.parameters(), 1.0))
+    norm = agree(full(nn.utils.clip_grad_norm_(t.model.parameters(), 1.0)), t.ranks)
     loss, norm = loss.item(), norm.item()  # .item() waits until the device has the gradient
     # float16's loss scale may be too large at first: the scaler skips updates until it fits
     if not math.isfinite(loss) or not math.isfinite(norm) and t.scaler.get_scale() <= 1:
-        with whole_net(t):
-            fault = find_fault(t, began_at)
+        fault = find_fault(t, began_at)
         raise UserError(f"loss {loss}, gradient norm {norm} at position {began_at:,} of the data, "
                         f"{fault}: this step did not touch the weights. Go on with --resume and a "
                         "lower --max-lr, or look at the batch")
@@ -718,6 +717,7 @@ def training_loop(config, t, exam, folder, stop):
     while True:  # t.step updates have been made
         last_step = t.step >= t.max_steps
         stopping = on_any_rank(stop.asked or folder.failed(), t.ranks)
+        folder.watch.look(t, saving=False)
 
         # ---- once in a while: how good is it?
         due = t.step % config.eval_every == 0 or last_step

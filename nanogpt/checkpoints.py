@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from nanogpt.card import FOR_OTHERS, write_for_others
 from nanogpt.common import UserError
 from nanogpt.disk import check_writable, digest, discard, save_file, unused, whole
+from nanogpt.drift import Watch, check_settings
 from nanogpt.fsdp import divide_like, trained
 from nanogpt.presets import to_toml
 from nanogpt.ranks import on_master, share, sort_buckets, sum_over_ranks
@@ -270,6 +271,19 @@ def clear_folder(out_dir):
         print(f"set aside {len(earlier)} checkpoints of an earlier run: {aside}")
 
 
+def check_newest(out_dir, ranks):
+    """Raises UserError on all ranks if a machine has a newer checkpoint than rank 0's: each writes
+    to its own disk, and rank 0 has moved."""
+    mine = torch.zeros(ranks.ddp_world_size, dtype=torch.int64)
+    with contextlib.suppress(OSError, IndexError):  # no folder, or no checkpoint
+        mine[ranks.ddp_rank] = find_checkpoints(out_dir)[-1][0]
+    steps = sum_over_ranks(mine, ranks).tolist()
+    if max(steps) > steps[0]:
+        raise UserError(f"rank {steps.index(max(steps))}'s machine has step {max(steps)} in "
+                        f"{out_dir}, and rank 0's machine has not: put --out-dir on a disk that "
+                        "all machines share, or copy the folder to all of them")
+
+
 class RunFolder:
     """A run's --out-dir: its log, its checkpoints, and a lock that keeps other runs out until the
     `with` block ends."""
@@ -282,6 +296,7 @@ class RunFolder:
         self.lock = FileLock(Path(config.out_dir) / ".lock")
         self.writer, self.saving = ThreadPoolExecutor(1), None  # one thread: one at a time
         self.resumed = {}  # the checkpoint's facts, until the settings are written again
+        self.watch = Watch(config.check_ranks, ranks)
 
     def __enter__(self):
         return self
@@ -297,7 +312,10 @@ class RunFolder:
     def open(self, stream, net, max_steps):
         """The facts of the checkpoint to resume from, on every rank, or {}. stream: the training
         tokens. Raises UserError."""
+        check_settings(self.config, stream, self.ranks)
         self.shards = [[Path(shard.name).name, shard.n_tokens] for shard in stream.shards]
+        if self.config.resume:
+            check_newest(self.config.out_dir, self.ranks)
         saved = on_master(self.ranks, functools.partial(self.look, net, max_steps))
         self.newest = Path(saved["folder"]) if saved else None
         return saved
@@ -352,6 +370,7 @@ class RunFolder:
         folder = Path(self.config.out_dir) / f"checkpoint_{t.step:06d}"
         if folder == self.newest:
             return
+        self.watch.look(t, saving=True)
         rng = random_states(self.ranks)
         log_size = self.wait()  # one at a time
         self.saving = save_checkpoint(folder, t, self.config, rng, self.writer, log_size=log_size,

@@ -36,6 +36,9 @@ def run(main):
         elif re.search("(closed|reset) by peer|remote process exited|Broken pipe", str(error)):
             print("error: another process of this run has ended: its own line says why",
                   file=sys.stderr)
+        elif found := re.search(r"(Timed out waiting|(Read error|writev) \[).*", str(error)):
+            print(f"error: another rank does not answer ({found[0].partition('. ')[0]}): it, its "
+                  "machine or the network is down. Go on with --resume", file=sys.stderr)
         else:
             say_where_to_report(error)
             raise

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from nanogpt.drift import find_drift
+from nanogpt.fsdp import whole_net
 from nanogpt.ranks import autocast, sum_over_ranks
 
 
@@ -63,21 +65,30 @@ class Spikes:
         self.skipped = any(z > self.skip_above for z in self.high.values())
 
 
+def agree(norm, ranks):
+    """The gradient norm, NaN if it is not finite on any of several ranks: all must decide alike."""
+    bad = sum_over_ranks(norm.isfinite().logical_not().float(), ranks)
+    return torch.where(bad > 0, math.nan, norm) if ranks.ddp else norm
+
+
 def find_fault(t, began_at):
     """Recompute the batch at `began_at`, one micro-batch at a time. Returns, on every rank, words
     for the error message: which of them has a loss or gradient that is not finite."""
+    if said := find_drift(t):
+        return f"where {said}"
     ranks, loader = t.ranks, t.loader
     loader.position, first_bad = began_at, torch.zeros(ranks.ddp_world_size)
-    for micro_step in range(t.grad_accum_steps):
-        t.net.zero_grad()
-        x, y = (tokens.to(ranks.device) for tokens in loader.next_batch())
-        with autocast(ranks.device, ranks.dtype):
-            _, loss = t.net(x, y)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(t.net.parameters(), math.inf)
-        if not (loss.isfinite() and norm.isfinite()):
-            first_bad[ranks.ddp_rank] = micro_step + 1
-            break
+    with whole_net(t):
+        for micro_step in range(t.grad_accum_steps):
+            t.net.zero_grad()
+            x, y = (tokens.to(ranks.device) for tokens in loader.next_batch())
+            with autocast(ranks.device, ranks.dtype):
+                _, loss = t.net(x, y)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(t.net.parameters(), math.inf)
+            if not (loss.isfinite() and norm.isfinite()):
+                first_bad[ranks.ddp_rank] = micro_step + 1
+                break
     for rank, number in enumerate(sum_over_ranks(first_bad, ranks).int().tolist()):
         if number:
             n = loader.B * loader.T

@@ -1,5 +1,6 @@
 """What starts the processes of a run: torchrun, mpirun, srun, or you."""
 
+import secrets
 import socket
 import time
 
@@ -63,3 +64,25 @@ def await_rank_0(rank, address, port, seconds):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
+
+
+def name_attempt(store, rank, world_size, seconds):
+    """A name that only the ranks of this attempt share. torchrun's store has all that dead ranks
+    wrote, and its count of restarts differs: a machine counts only those that began there."""
+    mine = secrets.token_hex(8)
+    if rank:
+        store.set(f"rank {rank}", mine)
+        name = store.get(f"name for {mine}").decode()  # waits until rank 0 is here
+        store.set(f"{name} {rank}", "")
+        return name
+    missing, deadline = set(range(1, world_size)), time.monotonic() + seconds
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"rank {other}"]):  # perhaps a dead one: the living will write again
+                store.set(f"name for {store.get(f'rank {other}').decode()}", mine)
+            if store.check([f"{mine} {other}"]):
+                missing.remove(other)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"rank {', '.join(map(str, sorted(missing)))} did not come")
+        time.sleep(0.02)
+    return mine

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from nanogpt.common import UserError
-from nanogpt.launch import await_rank_0, find_ranks
+from nanogpt.heartbeat import Heartbeat
+from nanogpt.launch import await_rank_0, find_ranks, name_attempt
 
 
 def find_device(name="auto"):
@@ -109,11 +110,12 @@ def meet(rank, world_size, backend, patience=600):
     try:
         await_rank_0(rank, address, port, patience)
         store, _, _ = next(rendezvous("env://", rank, world_size, timeout=wait))
-        store.set_timeout(hour)
         # after a restart, torchrun's store still has the addresses of the dead ranks
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        attempt = name_attempt(store, rank, world_size, patience)
+        store.set_timeout(hour)
         dist.init_process_group(backend, timeout=hour, rank=rank, world_size=world_size,
-                                store=dist.PrefixStore(f"attempt {attempt}", store))
+                                store=dist.PrefixStore(attempt, store))
+        Heartbeat(address, port, f"{attempt} beat", rank, world_size)
     except (RuntimeError, ValueError, OSError) as error:  # torch's errors are RuntimeErrors
         card = f"{backend.upper()}_SOCKET_IFNAME"
         reason = str(error).partition("\n")[0]
