@@ -78,14 +78,17 @@ def test_a_run_without_a_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("characters", ["\n aeist", "\u4e59\u7532"])
-@pytest.mark.parametrize("saved", [True, False])
-def test_a_run_on_characters(characters, saved, tmp_path, monkeypatch):
+@pytest.mark.parametrize("data, saved", [
+    ("my.txt", False), ("my.txt.chars", False), ("gone", True)])
+def test_a_run_on_characters(characters, data, saved, tmp_path, monkeypatch):
     """The tokenizer is the checkpoint's; without one, that of the data."""
     enc, n = get_tokenizer(f"chars:{characters}"), len(characters)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "manifest.json").write_text(json.dumps(dict(
+    (tmp_path / "my.txt").write_text(characters, encoding="utf-8")
+    (tmp_path / "my.txt.chars").mkdir()
+    (tmp_path / "my.txt.chars" / "manifest.json").write_text(json.dumps(dict(
         tokenizer="chars", characters=characters, vocab_size=n, end_of_text=None, shards=[])))
-    a_log(tmp_path / "run", data=str(tmp_path / "data"), vocab_size=n, prompt=characters[-1])
+    a_log(tmp_path / "run", data=str(tmp_path / data), tokenizer="chars", vocab_size=n,
+          prompt=characters[-1])
     if saved:
         checkpoint = tmp_path / "run" / "checkpoint_000002"
         small_gpt(vocab_size=n, n_layer=1, n_head=1).save_pretrained(checkpoint)
