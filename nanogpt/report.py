@@ -223,8 +223,7 @@ def describe(config, t, exam, saved=None):
     other = train.enc and config.tokenizer and train.enc.name[-4:] != config.tokenizer[-4:]
     rows = [
         ("device", f"{card}, {ranks.ddp_world_size} process{'es' * (ranks.ddp_world_size > 1)}"),
-        ("precision", f"{str(dtype)[6:]} products"
-                      + ", loss scaled" * (dtype == torch.float16)
+        ("precision", f"{str(dtype)[6:]} products" + ", loss scaled" * (dtype == torch.float16)
                       + (", not compiled" if t.compiled is None else ", compiled")
                       + slower(dtype, device)),
         ("network", f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels: "
