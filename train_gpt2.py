@@ -41,6 +41,7 @@ from nanogpt.muon import Muon, MuonAdamW
 from nanogpt.own_text import own_shards
 from nanogpt.presets import OWN_TEXT, read_settings
 from nanogpt.profiler import Profile
+from nanogpt.ramp import Ramp, check_ramp
 from nanogpt.ranks import (
     Ranks, autocast, compile_model, init_ranks, on_any_rank, on_master, one_rank_first,
     sum_over_ranks,
@@ -51,7 +52,7 @@ from nanogpt.report import (
 from nanogpt.scores import score_models
 from nanogpt.settings import check_fit, check_limits
 from nanogpt.sharding import OwnedOptimizer
-from nanogpt.shards import TokenStream, count_steps, load_data, validation_rows
+from nanogpt.shards import TokenStream, load_data, validation_rows
 from nanogpt.tokenizer import check_tokenizer, get_tokenizer
 from nanogpt.trial import try_out
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained, write_pretrained
@@ -325,10 +326,11 @@ class TrainConfig:
     B: int = 64  # micro-batch: sequences per process at a time; halve it if memory runs out
     T: int = 1024  # tokens per sequence; without --init-from also the number of positions
     total_batch_size: int = 2**19  # tokens per optimizer step, over all ranks and micro-steps
+    batch_ramp: str = ""  # 0.25:0.03,0.5:0.1: before 3% of the run a quarter, before 10% half of it
     loss_rows: int = 0  # compute the loss this many positions at a time; 0: all at once
     recompute: bool = False  # activation checkpointing: recompute each block during backward
     dropout: float = 0.0  # share of activations set to 0 in training, against overfitting
-    max_steps: int | None = None  # optimizer steps; None: one epoch
+    max_steps: int | None = None  # optimizer steps, with a whole batch each; None: one epoch
     max_lr: float = 6e-4  # learning rate after warm-up
     min_lr: float | None = None  # learning rate at the end; None: a tenth of --max-lr
     warmup_steps: int = 715  # steps of linear warm-up: GPT-3's 375M tokens at 524,288 a step
@@ -359,8 +361,7 @@ class TrainConfig:
     lambada: str = "none"  # with --eval-only: EleutherAI/lambada_openai (hub), or a .jsonl file
     eval_text: str = ""  # with --eval-only: score this text file by its perplexity
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
-    products: Literal["auto", "plain", "onednn"] = "auto"
-    """library for float32 products on a CPU; plain is PyTorch's own choice, auto tries both"""
+    products: Literal["auto", "plain", "onednn"] = "auto"  # on a CPU; plain: PyTorch's own choice
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """of matrix products; auto: bfloat16 on GPUs that have it, else float16; float32 on a CPU"""
     compile: Annotated[bool | None, tyro.conf.arg(metavar="| --no-compile")] = None
@@ -382,13 +383,10 @@ PRESETS = {
                               total_batch_size=2**20, warmup_steps=358),
     "gpt3-125M": TrainConfig(T=2048, B=32),
     "laptop": TrainConfig(
-        data="pydoc", tokenizer="bytes", n_layer=2, n_head=4, n_embd=128,
-        B=16, T=128, total_batch_size=16 * 128,
-        max_steps=1500, max_lr=1e-2, min_lr=0.0, warmup_steps=50,
-        optimizer="muon", weight_decay=0.3, shuffle=True,
-        prompt="The ", sample_tokens=160, temperature=0.8,
-        hellaswag="heldout", hellaswag_limit=500,
-        eval_every=500, print_every=50,
+        data="pydoc", tokenizer="bytes", n_layer=2, n_head=4, n_embd=128, B=16, T=128,
+        total_batch_size=16 * 128, max_steps=1500, max_lr=1e-2, min_lr=0.0, warmup_steps=50,
+        optimizer="muon", weight_decay=0.3, shuffle=True, prompt="The ", sample_tokens=160,
+        temperature=0.8, hellaswag="heldout", hellaswag_limit=500, eval_every=500, print_every=50,
     ),
 }
 PRESETS |= {name: TrainConfig(**settings) for name, settings in OWN_TEXT.items()}
@@ -409,6 +407,7 @@ def check_config(config, ddp_world_size):
         raise UserError(f"--total-batch-size {config.total_batch_size} is not a multiple of B x T "
                         f"x ranks = {config.B} x {config.T} x {ddp_world_size} = {at_once}: "
                         f"try {nearest}, or another --B")
+    check_ramp(config, at_once)
     return config.total_batch_size // at_once
 
 
@@ -700,7 +699,7 @@ def prepare_training(config, net, stream, ranks, saved):
                         pinned=device.type == "cuda")
     grad_accum_steps = check_config(config, ranks.ddp_world_size)
     t = Training(net, model, optimizer, scaler, loader, grad_accum_steps, ranks,
-                 count_steps(config, stream), compiled,
+                 Ramp(config, stream).last_step(saved), compiled,
                  spikes=Spikes(saved.get("spikes"), config.skip_spikes), chosen=chosen)
     if config.dropout:  # other ranks drop others
         torch.manual_seed(config.seed + ranks.ddp_rank)
@@ -712,8 +711,8 @@ def prepare_training(config, net, stream, ranks, saved):
 def training_loop(config, t, exam, folder, stop):
     """Train `t` to its last step, with an exam and a checkpoint now and then, or until a signal
     asks to stop. Returns whether one did."""
-    progress = Progress(config, t)
-    profile = Profile(config, t.ranks)
+    ramp, profile = Ramp(config, t.loader.stream), Profile(config, t.ranks)
+    progress = Progress(config, t, ramp)
     while True:  # t.step updates have been made
         last_step = t.step >= t.max_steps
         stopping = on_any_rank(stop.asked or folder.failed(), t.ranks)
@@ -741,7 +740,8 @@ def training_loop(config, t, exam, folder, stop):
 
         # ---- one training step
         t0 = time.perf_counter()
-        lr = get_lr(t.step, config.max_lr, config.final_lr, config.warmup_steps, t.max_steps)
+        lr = get_lr(ramp.set_batch(t, folder.log), config.max_lr, config.final_lr,
+                    config.warmup_steps, ramp.n)
         loss, norm = train_step(t, lr)
         dt = time.perf_counter() - t0
         folder.log.value(t.step, "train", loss)
@@ -779,7 +779,7 @@ def main():
     config = replace(config, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd)
     exam = Exam(val, enc, encoded)
     with RunFolder(config, ranks) as folder, Stop() as stop:
-        saved = folder.open(train, net, count_steps(config, train))
+        saved = folder.open(train, net, Ramp(config, train).last_step({}))
         t = prepare_training(config, net, train, ranks, saved)
         folder.log.begin(config, t, saved)
         if ranks.master_process:

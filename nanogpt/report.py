@@ -13,6 +13,7 @@ import torch
 
 from nanogpt.common import UserError
 from nanogpt.disk import sync, whole
+from nanogpt.ramp import Ramp
 from nanogpt.sharding import describe_sharding
 from nanogpt.shards import validation_rows
 from nanogpt.tokenizer import TOKENIZERS
@@ -219,7 +220,8 @@ def describe(config, t, exam, saved=None):
         card += f", {torch.get_num_threads()} threads"
     total, missing = config.total_batch_size, -c.vocab_size % t.net.vocab_multiple
     n_val = validation_rows(exam.val, config.val_tokens, config.T) * config.T
-    n_examples = len(exam.encoded)
+    n_examples, ramp = len(exam.encoded), Ramp(config, train)
+    n = ramp.n if config.batch_ramp else t.max_steps
     other = train.enc and config.tokenizer and train.enc.name[-4:] != config.tokenizer[-4:]
     rows = [
         ("device", f"{card}, {ranks.ddp_world_size} process{'es' * (ranks.ddp_world_size > 1)}"),
@@ -237,9 +239,9 @@ def describe(config, t, exam, saved=None):
                         else "shuffled" if config.shuffle else "in the order on disk")),
         ("validation", f"{n_val:,} tokens every {config.eval_every} steps"),
         ("HellaSwag", f"{n_examples:,} examples of {config.hellaswag}" if n_examples else "none"),
-        ("steps", f"{t.max_steps:,} = {t.max_steps * total / train.n_tokens:.2f} epochs, "
-                  f"{config.warmup_steps} of warm-up"
-                  + " (the run ends in it)" * (config.warmup_steps >= t.max_steps)),
+        ("steps", f"{t.max_steps:,}" + f" on the tokens of {n:,}" * (n < t.max_steps)
+                  + f" = {n * total / train.n_tokens:.2f} epochs, {config.warmup_steps} of warm-up"
+                  + " (the run ends in it)" * (config.warmup_steps >= n)),
         ("batch", f"{total:,} tokens = {config.B} x {config.T} x {ranks.ddp_world_size} ranks "
                   f"x {t.grad_accum_steps} micro-steps"),
         ("folder", config.out_dir),
@@ -249,7 +251,7 @@ def describe(config, t, exam, saved=None):
     if "products" in t.chosen:
         rows.append(("products", ", ".join(f"{what} {library}"
                                            for what, library in t.chosen["products"].items())))
-    rows += describe_sharding(config, t)
+    rows += ramp.describe() + describe_sharding(config, t)
     if saved:
         changes = "".join(f", {name} {a} -> {b}" for name, (a, b) in saved["changed"].items())
         rows.append(("resumed", f"at step {t.step:,} of {saved['folder']}{changes}"))
@@ -268,21 +270,25 @@ def print_table(rows):
 class Progress:
     """Prints the line of a step: loss, speed, share of the card's peak (MFU), time left."""
 
-    def __init__(self, config, t):
-        self.total_batch_size, self.max_steps, self.first = (
-            config.total_batch_size, t.max_steps, t.step)
-        self.flops = (flops_per_token(t.net, config.T) * config.total_batch_size
-                      / t.ranks.ddp_world_size)
+    def __init__(self, config, t, ramp=None):
+        self.total_batch_size, self.max_steps = config.total_batch_size, t.max_steps
+        self.t, self.ramp = t, ramp if config.batch_ramp else None
+        self.first = self.ramp.done(t.step, t.loader.position) if self.ramp else t.step
+        self.flops = flops_per_token(t.net, config.T) / t.ranks.ddp_world_size
         self.peak = peak_flops(t.ranks.device, t.ranks.dtype)
         self.began = time.perf_counter()
 
     def print_step(self, step, loss, lr, norm, dt):
         """dt: seconds of the training step alone. The time left (ETA) includes evaluations."""
-        mfu = f"{self.flops / dt / self.peak:.1%}" if self.peak else "unknown"
-        seconds_a_step = (time.perf_counter() - self.began) / (step + 1 - self.first)
-        eta = int(seconds_a_step * (self.max_steps - step - 1))
+        tokens, done, n = self.total_batch_size, step + 1, self.max_steps
+        if self.ramp:  # done of n whole batches
+            tokens, n = self.ramp.tokens, self.ramp.n
+            done = self.ramp.done(step, self.t.loader.position)
+        mfu = f"{self.flops * tokens / dt / self.peak:.1%}" if self.peak else "unknown"
+        seconds_a_batch = (time.perf_counter() - self.began) / (done - self.first)
+        eta = int(seconds_a_batch * (n - done))
         print(f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
-              f"dt {1000 * dt:.0f} ms | {self.total_batch_size / dt:,.0f} tok/sec | MFU {mfu} | "
+              f"dt {1000 * dt:.0f} ms | {tokens / dt:,.0f} tok/sec | MFU {mfu} | "
               f"ETA {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}")
 
 
