@@ -336,17 +336,17 @@ class RunFolder:
     def write_settings(self, saved):
         """Write config.toml, but not over somebody else's, with notes of what a resume changed."""
         path = Path(self.config.out_dir) / "config.toml"
-        head, old = f"# written by: python train_gpt2.py {path}   ", ""
-        if path.exists() and not (old := path.read_text("utf-8", "replace")).startswith(head[:14]):
+        head = f"# written by: python train_gpt2.py {path}   "
+        old = path.read_text(encoding="utf-8", errors="replace") if path.exists() else head
+        if not old.startswith(head[:14]):
             print(f"{path} is not this program's, and stays: log.txt has the settings")
             return
         notes = re.findall("(?m)^# until step .*", old) if saved else []
         notes += [f"# until step {saved['step']}: {name} = {json.dumps(then)}"
                   for name, (then, _) in saved.get("changed", {}).items()]
         head += "(it had other settings before:)" if notes else "(which gives the same run again)"
-        with whole(path) as temporary:
-            temporary.write_text("\n".join([head, *dict.fromkeys(notes), to_toml(self.config)]),
-                                 encoding="utf-8")
+        with whole(path) as new:
+            new.write_bytes("\n".join([head, *dict.fromkeys(notes), to_toml(self.config)]).encode())
 
     def take_lock(self):
         """Keep other runs out of the folder, if its disk has locks. Raises UserError."""
