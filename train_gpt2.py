@@ -39,9 +39,10 @@ from nanogpt.guard import Spikes, Stop, agree, find_fault
 from nanogpt.losses import loss_in_parts
 from nanogpt.muon import Muon, MuonAdamW
 from nanogpt.own_text import own_shards
+from nanogpt.plan import check_config, choose_batch, print_plan
 from nanogpt.presets import OWN_TEXT, read_settings
 from nanogpt.profiler import Profile
-from nanogpt.ramp import Ramp, check_ramp
+from nanogpt.ramp import Ramp
 from nanogpt.ranks import (
     Ranks, autocast, compile_model, init_ranks, on_any_rank, on_master, one_rank_first,
     sum_over_ranks,
@@ -50,7 +51,7 @@ from nanogpt.report import (
     Progress, describe, print_ending, print_table, report_evaluation, save_curves,
 )
 from nanogpt.scores import score_models
-from nanogpt.settings import check_fit, check_limits
+from nanogpt.settings import check_fit
 from nanogpt.sharding import OwnedOptimizer
 from nanogpt.shards import TokenStream, load_data, validation_rows
 from nanogpt.tokenizer import check_tokenizer, get_tokenizer
@@ -323,7 +324,7 @@ class TrainConfig:
     n_head: int = 12  # attention heads per block
     n_embd: int = 768  # channels
     vocab_size: int | None = None  # 50257: GPT-2's tokenizer; 257: bytes; None: the data's
-    B: int = 64  # micro-batch: sequences per process at a time; halve it if memory runs out
+    B: int | Literal["auto"] = 64  # micro-batch: sequences per process at a time; auto: what fits
     T: int = 1024  # tokens per sequence; without --init-from also the number of positions
     total_batch_size: int = 2**19  # tokens per optimizer step, over all ranks and micro-steps
     batch_ramp: str = ""  # 0.25:0.03,0.5:0.1: before 3% of the run a quarter, before 10% half of it
@@ -356,6 +357,10 @@ class TrainConfig:
     check_ranks: int = 100  # compare all ranks every N steps and before each checkpoint; 0: never
     track: Literal["none", "tensorboard", "wandb"] = "none"  # also gets all that log.txt gets
     print_every: int = 1  # steps between printed lines; the log has every step
+    plan: bool = False  # print the memory, time and money that the run needs, and end
+    card: str = ""  # with --plan: for H100, 4090, T4 or another card; cpu; empty: this machine
+    ranks: int | None = None  # with --plan: processes; None: as many as are started
+    price: float | None = None  # with --plan: dollars for a rank and an hour
     profile: int = 0  # profile N steps after the first three: a table, and trace.json
     eval_only: bool = False  # print scores (of several: --init-from gpt2,gpt2-xl), write nothing
     lambada: str = "none"  # with --eval-only: EleutherAI/lambada_openai (hub), or a .jsonl file
@@ -396,19 +401,6 @@ PRESETS = {name: replace(preset, out_dir=f"log/{name}") for name, preset in PRES
 def parse_args(args):
     """[PRESET] [FILE.toml] [--flag value ...] -> TrainConfig. Raises UserError for unknown ones."""
     return parse(*read_settings(list(args), PRESETS, __doc__))
-
-
-def check_config(config, ddp_world_size):
-    """Raises UserError for settings that no run can have. Returns grad_accum_steps."""
-    check_limits(config)
-    at_once = config.B * config.T * ddp_world_size
-    if config.total_batch_size % at_once:
-        nearest = max(1, round(config.total_batch_size / at_once)) * at_once
-        raise UserError(f"--total-batch-size {config.total_batch_size} is not a multiple of B x T "
-                        f"x ranks = {config.B} x {config.T} x {ddp_world_size} = {at_once}: "
-                        f"try {nearest}, or another --B")
-    check_ramp(config, at_once)
-    return config.total_batch_size // at_once
 
 
 # data
@@ -760,6 +752,8 @@ def main():
     ranks = init_ranks(config.device, config.dtype)
     if config.eval_only:
         return score_models(config, ranks, init_model, validate)
+    if config.plan:
+        return print_plan(config, ranks, init_model, prepare_training, train_step)
     check_config(config, ranks.ddp_world_size)
 
     # every bad setting and every bad file is found here, before anything is written
@@ -776,7 +770,8 @@ def main():
         check_tokenizer(enc, config.init_from)
         encoded = hellaswag.load_run(config, enc, net.config.block_size, val)
     c = net.config  # the log must have the network's real sizes, --init-from's too
-    config = replace(config, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd)
+    config = replace(config, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd,
+                     B=choose_batch(config, net, ranks))
     exam = Exam(val, enc, encoded)
     with RunFolder(config, ranks) as folder, Stop() as stop:
         saved = folder.open(train, net, Ramp(config, train).last_step({}))

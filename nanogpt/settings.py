@@ -23,10 +23,10 @@ def check_limits(config):
                     warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
                     hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1,
                     print_every=1, keep=1, keep_every=1, skip_spikes=0, profile=0, loss_rows=0,
-                    dropout=0, check_ranks=0)
+                    dropout=0, check_ranks=0, ranks=1, price=0)
     for name, least in at_least.items():
         value = getattr(config, name)
-        if value is not None and not value >= least:
+        if value not in (None, "auto") and not value >= least:
             raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
     for name, most in dict(n_layer=1000, n_embd=10**6, seed=2**63 - 1).items():
         if (value := getattr(config, name)) > most:
@@ -39,6 +39,8 @@ def check_limits(config):
     if config.loss_rows and not hasattr(torch.nn, "LinearCrossEntropyOptions"):
         raise UserError(f"--loss-rows {config.loss_rows} needs torch 2.13, and this is "
                         f"{torch.__version__}: leave it out")
+    if config.eval_only and config.B == "auto":
+        raise UserError("--B auto is for training: with --eval-only give a number")
     if config.dropout >= 1:
         raise UserError(f"--dropout {config.dropout}: give less than 1")
     if not config.eval_only and (config.eval_text or config.lambada != "none"):

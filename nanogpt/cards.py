@@ -1,0 +1,31 @@
+"""What is published about GPUs: their memory, power and speed."""
+
+from dataclasses import dataclass
+
+from nanogpt.common import UserError, did_you_mean
+from nanogpt.report import PEAK_TFLOPS
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its data sheet: GiB of memory, watts at most, peak TFLOPS of 16-bit products."""
+    memory: int
+    watts: int
+    tflops: float
+
+
+# NVIDIA's data sheets, total graphics or board power; SXM where there is a choice
+SHEETS = {"B200": (180, 1000), "H200": (141, 700), "H100": (80, 700), "A100": (40, 400),
+          "A100-80GB": (80, 400), "L40S": (48, 350), "A10": (24, 150), "L4": (24, 72),
+          "5090": (32, 575), "4090": (24, 450), "3090": (24, 350), "V100": (16, 300),
+          "T4": (16, 70)}
+
+
+def find_card(name):
+    """The Card with this name. Raises UserError if it is unknown."""
+    if name not in SHEETS:
+        raise UserError(f"--card {name}{did_you_mean(name, SHEETS)}: choose cpu or one of "
+                        f"{', '.join(SHEETS)}")
+    kind = name.partition("-")[0]
+    peak = next(peak for full, peak in PEAK_TFLOPS.items() if full.split()[-1] == kind)
+    return Card(*SHEETS[name], peak)
