@@ -79,7 +79,7 @@ def test_help_lists_every_flag(capsys):
 
 
 @pytest.mark.parametrize("flag, value, words", [
-    ("--rate", "1", "Unrecognized options: --rate"), ("--B", "many", "Error parsing --B: invalid"),
+    ("--rate", "1", "Unrecognized options: --rate"), ("--T", "many", "Error parsing --T: invalid"),
     ("--dtype", "int8", "invalid choice 'int8'")])
 def test_flags_that_cannot_be_read(flag, value, words, capsys):
     """tyro names them in a few lines; the status is 2, as for all that the user can fix."""
