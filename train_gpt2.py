@@ -36,6 +36,7 @@ from nanogpt.checkpoints import RunFolder, read_tensors, restore
 from nanogpt.cpu import keep_memory, quicken
 from nanogpt.fsdp import full, shard_network, whole_net
 from nanogpt.guard import Spikes, Stop, agree, find_fault
+from nanogpt.health import Health
 from nanogpt.losses import loss_in_parts
 from nanogpt.muon import Muon, MuonAdamW
 from nanogpt.own_text import own_shards
@@ -356,6 +357,7 @@ class TrainConfig:
     skip_spikes: float | None = None  # skip losses and norms this many deviations above the usual
     check_ranks: int = 100  # compare all ranks every N steps and before each checkpoint; 0: never
     track: Literal["none", "tensorboard", "wandb"] = "none"  # also gets all that log.txt gets
+    health: int = 0  # steps between the log's notes about every block; 0: none
     print_every: int = 1  # steps between printed lines; the log has every step
     plan: bool = False  # print the memory, time and money that the run needs, and end
     card: str = ""  # with --plan: for H100, 4090, T4 or another card; cpu; empty: this machine
@@ -367,8 +369,7 @@ class TrainConfig:
     eval_text: str = ""  # with --eval-only: score this text file by its perplexity
     device: str = "auto"  # cuda, mps, cpu, or auto: the first of them that is available
     products: Literal["auto", "plain", "onednn"] = "auto"  # on a CPU; plain: PyTorch's own choice
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """of matrix products; auto: bfloat16 on GPUs that have it, else float16; float32 on a CPU"""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: 16 bits on a GPU
     compile: Annotated[bool | None, tyro.conf.arg(metavar="| --no-compile")] = None
     """torch.compile the network; by default on a GPU only"""
 
@@ -463,10 +464,8 @@ def configure_optimizer(model, weight_decay, learning_rate, kind="adamw", muon=t
 
 
 def get_lr(step, max_lr, min_lr, warmup_steps, max_steps):
-    """Learning rate of update `step`, counted from 0: linear warm-up, cosine, min_lr at the end.
-
-    The first update is not wasted on a rate of 0. GPT-3 paper, appendix B.
-    """
+    """Learning rate of update `step`, counted from 0: linear warm-up, which wastes no update on a
+    rate of 0, then a cosine down to min_lr. GPT-3 paper, appendix B."""
     if step < warmup_steps:
         return max_lr * (step + 1) / warmup_steps
     if step >= max_steps:
@@ -493,6 +492,7 @@ class Training:
     evaluated: int | None = None  # the step of the last evaluation
     best: tuple | None = None  # the lowest validation loss, and its step
     spikes: Spikes = field(default_factory=Spikes)
+    health: Health = field(default_factory=Health)
     chosen: dict = field(default_factory=dict)  # what trials on this machine decided
 
 
@@ -536,8 +536,9 @@ def train_step(t, lr):
                         f"{fault}: this step did not touch the weights. Go on with --resume and a "
                         "lower --max-lr, or look at the batch")
     t.spikes.look(loss=loss, norm=norm)
-    if not t.spikes.skipped:
-        t.scaler.step(t.optimizer)
+    with t.health.watching(t):
+        if not t.spikes.skipped:
+            t.scaler.step(t.optimizer)
     t.scaler.update()
     t.optimizer.zero_grad(set_to_none=True)
     return loss, norm
@@ -613,10 +614,8 @@ def evaluate_hellaswag(model, encoded, ranks, stop=None):
 
 
 def sample(model, enc, prompt, n_samples, max_new_tokens, temperature, seed, ranks):
-    """`n_samples` continuations of the prompt as text, each up to its first end-of-text.
-
-    A separate generator draws them, so training's random numbers do not change.
-    """
+    """`n_samples` continuations of the prompt as text, each up to its first end-of-text. A separate
+    generator draws them, so training's random numbers do not change."""
     generator = torch.Generator(ranks.device).manual_seed(seed)
     tokens = enc.encode_ordinary(prompt) or [enc.eot_token or 0]  # no prompt: a document begins
     idx = torch.tensor([tokens] * n_samples, device=ranks.device)
@@ -704,7 +703,7 @@ def training_loop(config, t, exam, folder, stop):
     """Train `t` to its last step, with an exam and a checkpoint now and then, or until a signal
     asks to stop. Returns whether one did."""
     ramp, profile = Ramp(config, t.loader.stream), Profile(config, t.ranks)
-    progress = Progress(config, t, ramp)
+    progress, t.health = Progress(config, t, ramp), Health(config, folder.log)
     while True:  # t.step updates have been made
         last_step = t.step >= t.max_steps
         stopping = on_any_rank(stop.asked or folder.failed(), t.ranks)

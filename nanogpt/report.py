@@ -13,6 +13,7 @@ import torch
 
 from nanogpt.common import UserError
 from nanogpt.disk import sync, whole
+from nanogpt.health import draw_health, read_health
 from nanogpt.ramp import Ramp
 from nanogpt.sharding import describe_sharding
 from nanogpt.shards import validation_rows
@@ -168,11 +169,15 @@ def draw_curves(log_path, axes, size=None):
 
 
 def save_curves(log_path, png, size=None):
-    """Draw the curves into a PNG of 1200 x 480 pixels; needs no screen."""
+    """Draw the curves into a PNG of 1200 x 480 pixels; needs no screen. 600 more for --health."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    draw_curves(log_path, figure.subplots(1, 2), size)
+    notes = read_health(log_path, size)
+    figure = Figure(figsize=(10, 9 if notes else 4), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(4, 5)) if notes else (figure, None)
+    draw_curves(log_path, above.subplots(1, 2), size)
+    if notes:
+        draw_health(notes, below.subplots(2, 3))
     with whole(png) as path:
         figure.savefig(path, format="png", dpi=120)
 

@@ -23,7 +23,7 @@ def check_limits(config):
                     warmup_steps=0, weight_decay=0, seed=0, eval_every=1, val_tokens=1,
                     hellaswag_limit=1, sample_tokens=0, temperature=0, checkpoint_every=1,
                     print_every=1, keep=1, keep_every=1, skip_spikes=0, profile=0, loss_rows=0,
-                    dropout=0, check_ranks=0, ranks=1, price=0)
+                    dropout=0, check_ranks=0, ranks=1, price=0, health=0)
     for name, least in at_least.items():
         value = getattr(config, name)
         if value not in (None, "auto") and not value >= least:

@@ -51,13 +51,13 @@ def test_the_notebook_stores_no_outputs():
 def test_notebook_executes_on_a_laptop_run(tmp_path, monkeypatch):
     done = start("train_gpt2.py", "laptop", "--max-steps", 20, "--warmup-steps", 5, "--eval-every",
                  20, "--sample-tokens", 0, "--hellaswag-limit", 20, "--out-dir", tmp_path / "run",
-                 "--device", "cpu")
+                 "--device", "cpu", "--health", 5)
     assert done.returncode == 0, done.stderr
     log = tmp_path / "run" / "log.txt"
     with open(log, "a", encoding="utf-8") as file:  # as versions before step-68 may have written
         file.write("20 train nan\n20 train -inf\n20 hella inf\n")
     text, pictures = execute(tmp_path, monkeypatch, tmp_path / "run")
-    assert len(pictures) == 5 and all(len(picture) > 5000 for picture in pictures)
+    assert len(pictures) == 6 and all(len(picture) > 5000 for picture in pictures)
     assert str(tmp_path / "run" / "checkpoint_000020") in text
     assert "undivided / one batch = 4.0000" in text
     assert text.count("-" * 80) == 3  # samples
