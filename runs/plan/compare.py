@@ -97,8 +97,8 @@ def compare(case, tmp, cpu_time):
     said, _ = processes(ranks, [*program, *flags, "--plan"])
     ran, resident = processes(ranks, [*program, *flags])
     counted, _ = processes(ranks, [__file__, "count", *flags])
-    unit, header, line = re.search(r"memory +\| (..) .*\n.*(weights.*)  largest B\n.*as given +(.*)",
-                                   said).groups()
+    table = r"memory +\| (..) .*\n.*(weights.*)  largest B\n.*as given +(.*)"
+    unit, header, line = re.search(table, said).groups()
     tensors = {"MB": 1e6, "GB": 1e9}[unit] * float(line.split()[header.split().index("peak")])
     process = 1e9 * float(re.search(r"process +\| ([\d.e+-]+) GB", said)[1])
     seconds = float(re.search(r"tok/s, ([\d.e+-]+) s a step", said)[1])
