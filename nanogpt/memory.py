@@ -116,6 +116,6 @@ class Memory:
 
 def linux_bytes(file, name, otherwise=0):
     """A size that Linux tells in /proc, in bytes; `otherwise` on other systems."""
-    with contextlib.suppress(OSError, IndexError), open(f"/proc/{file}") as text:
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{file}", encoding="utf-8") as text:
         return 1024 * int(text.read().split(f"{name}:")[1].split()[0])
     return otherwise
