@@ -2,7 +2,8 @@
 resume it in another way, again and again. No token is lost or doubled, and losses stay the same.
 
 The short form takes part in every test run. `pytest --runslow tests/test_chains.py` runs a hundred
-chains of random shapes and kills, and fifty whose shape stays, which come out to the bit.
+chains of random shapes and kills, and fifty whose shape stays, which come out to the bit. With
+`CHAINS=12 SEED=word` each test runs so many of them, with other dice than those of the long form.
 """
 
 import json
@@ -133,16 +134,21 @@ def flags_of(folder, optimizer):
 
 
 def dice(seed, request):
-    rng = random.Random(seed)
-    rng.slow = request.config.getoption("--runslow", default=False)
+    """rng.slow says whether many chains are asked for."""
+    rng = random.Random(os.environ.get("SEED", "") + seed)
+    rng.slow = request.config.getoption("--runslow", default=False) or "CHAINS" in os.environ
     return rng
+
+
+def number(of_all, rng):
+    return int(os.environ.get("CHAINS", of_all)) if rng.slow else 1
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_any_shape_to_any_shape(optimizer, tmp_path, request, capsys):
     flags, rng = flags_of(tmp_path, optimizer), dice(optimizer, request)
     expected = read_log(unbroken(tmp_path, flags) / "log.txt")
-    kills, starts, worst, changes, n = 0, 0, 0.0, set(), 50 if rng.slow else 1
+    kills, starts, worst, changes, n = 0, 0, 0.0, set(), number(50, rng)
     for _ in range(n):
         chain = Chain(tmp_path, flags, expected, rng)
         shapes = [] if rng.slow else [(3, "none"), (2, "model"), (4, "optimizer"), (1, "none")]
@@ -162,10 +168,10 @@ def test_any_shape_to_any_shape(optimizer, tmp_path, request, capsys):
 @pytest.mark.parametrize("ranks, shard", [(2, "model"), (3, "none"), (3, "optimizer"), (3, "model"),
                                           (4, "model")])
 def test_one_shape_comes_out_to_the_bit(ranks, shard, tmp_path, request, capsys):
-    flags, rng = flags_of(tmp_path, "muon"), dice(ranks, request)
+    flags, rng = flags_of(tmp_path, "muon"), dice(f"{ranks} {shard}", request)
     if not rng.slow and (ranks, shard) != (2, "model"):
         pytest.skip("takes long: --runslow")
-    other, kills, n = unbroken(tmp_path, flags, ranks, shard), 0, 10 if rng.slow else 1
+    other, kills, n = unbroken(tmp_path, flags, ranks, shard), 0, number(10, rng)
     for _ in range(n):
         chain = Chain(tmp_path, flags, read_log(other / "log.txt"), rng)
         while not chain.start(ranks, shard):
