@@ -1,4 +1,4 @@
-"""The programs under examples/, the notebook, and the Python in docs/python.md."""
+"""The programs under examples/, the notebooks, and the Python in docs/python.md."""
 
 import importlib.util
 import re
@@ -14,10 +14,11 @@ from helpers import (
 )
 from nbclient import NotebookClient
 from test_77_cache import whole_each_time
+from torch.utils.flop_counter import FlopCounterMode
 
 import hellaswag
 from nanogpt.common import UserError
-from train_gpt2 import GPT, GPTConfig
+from train_gpt2 import GPT, PRESETS, GPTConfig
 
 LENGTHS = {"adder": 80, "sort": 80, "positions": 150}
 
@@ -307,7 +308,7 @@ def test_all_kinds_train(monkeypatch, capsys):
     assert float(gain) == pytest.approx(learned - alibi, abs=1.5e-4)
 
 
-# docs/python.md and the notebook
+# docs/python.md and the notebooks
 
 
 def test_the_page_runs_as_it_is(tmp_path, monkeypatch, capsys):
@@ -329,8 +330,9 @@ def test_the_page_runs_as_it_is(tmp_path, monkeypatch, capsys):
     assert torch.allclose(theirs(idx).logits, names["model"](idx)[0], atol=1e-4)
 
 
-def test_the_notebook_runs_from_top_to_bottom(monkeypatch):
-    notebook = nbformat.read(ROOT / "examples/use_it.ipynb", as_version=4)
+def printed(name, monkeypatch):
+    """What the cells of examples/NAME.ipynb print, and how many pictures they show."""
+    notebook = nbformat.read(ROOT / f"examples/{name}.ipynb", as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in cells)  # none is stored
     monkeypatch.delenv("PYTHONPATH", raising=False)
@@ -338,5 +340,31 @@ def test_the_notebook_runs_from_top_to_bottom(monkeypatch):
                    resources={"metadata": {"path": ROOT / "examples"}}).execute()
     outputs = [output for cell in cells for output in cell.outputs]
     said = "".join(output.text for output in outputs if output.output_type == "stream")
-    assert "1000 of 1000 right" in said
-    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 2
+    return said, len([output for output in outputs if "image/png" in output.get("data", {})])
+
+
+def test_the_notebook_runs_from_top_to_bottom(monkeypatch):
+    said, pictures = printed("use_it", monkeypatch)
+    assert "1000 of 1000 right" in said and pictures == 2
+
+
+def test_sizing_says_what_readme_and_published_models_say(monkeypatch):
+    """Its own cells fail where a formula and a count differ; here are numbers from elsewhere."""
+    said, _ = printed("sizing", monkeypatch)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in PRESETS:
+        rows = re.findall(rf"^{name} +(.*)", said, re.MULTILINE)
+        parameters = rows[0].split()[-1]
+        assert len(rows) == 4, name  # tables
+        assert re.search(rf"^\| `{name}`.*\| {parameters} \|", readme, re.MULTILINE)
+    # the largest by transformers' own count, and a step's FLOPs by torch's on the CPU, whose
+    # attention it leaves out
+    from transformers import GPT2Config, GPT2LMHeadModel
+    with torch.device("meta"):
+        theirs = GPT2LMHeadModel(GPT2Config(n_layer=48, n_head=25, n_embd=1600))
+    assert f"{theirs.num_parameters():,}" in said
+    net, idx = GPT(GPTConfig(128, 257, 2, 4, 128)), torch.zeros(2, 128, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        net(idx, idx)[1].backward()
+    products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op))
+    assert re.search(rf"^laptop +{products // 256:,} ", said, re.MULTILINE)
