@@ -14,7 +14,7 @@ class Card:
     tflops: float
 
 
-# NVIDIA's data sheets, total graphics or board power; SXM where there is a choice
+# NVIDIA's data sheets (B200: an eighth of DGX B200's; RTX: GeForce pages); SXM where it is sold
 SHEETS = {"B200": (180, 1000), "H200": (141, 700), "H100": (80, 700), "A100": (40, 400),
           "A100-80GB": (80, 400), "L40S": (48, 350), "A10": (24, 150), "L4": (24, 72),
           "5090": (32, 575), "4090": (24, 450), "3090": (24, 350), "V100": (16, 300),

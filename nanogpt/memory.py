@@ -75,21 +75,28 @@ class Memory:
 
     def exchange(self, blocks=0):
         """Bytes for what ranks exchange: DDP's buckets; or the embeddings and some blocks, whole
-        for a moment."""
+        for a moment. (An evaluation has all of them.)"""
         if self.divided:
             return self.all - (self.c.n_layer - blocks) * self.block
         return self.all * (self.world > 1)
 
+    def evaluation(self):
+        """Bytes that a validation adds: a whole network; logits with their log, or an MLP."""
+        C, e, rows = self.c.n_embd, self.e, min(self.config.loss_rows or self.n, self.n)
+        logits = rows * self.c.vocab_size * (12 - e) + self.n * 4 * C  # autocast: float32, too
+        return self.all * self.divided + max(logits, self.n * 8 * C * (1 + e))
+
     def parts(self):
         """{part: bytes}, each when it is largest, which is not at the same moment. "peak" is the
-        most of all together at any moment of a step."""
+        most of all together at any moment."""
         return {"weights": self.weights(),
                 "gradients": self.all if self.accumulates else self.share,
                 "moments": self.moments(), "activations": self.activations(),
-                "logits": self.logits(), "exchange": self.exchange(blocks=3), "peak": self.peak()}
+                "logits": self.logits(),
+                "exchange": self.exchange(max(3, self.c.n_layer)), "peak": self.peak()}
 
     def peak(self):
-        """Bytes at the worst moment of a step that is not the first."""
+        """Bytes at the worst moment of a step that is not the first, or of a validation."""
         before = self.all * self.accumulates  # gradients of earlier micro-steps
         logits = 0 if self.config.loss_rows else self.n * self.c.vocab_size * self.e
         work = self.n * 16 * self.c.n_embd  # gradients of what a block computes
@@ -104,6 +111,7 @@ class Memory:
             self.late_gradients(2 if self.config.loss_rows else 3) + logits + work
             + self.exchange(blocks=2),
             self.share + self.update() + (0 if self.divided else self.exchange()),
+            self.evaluation(),
         ]
         return self.weights() + self.moments() + max(worst)
 

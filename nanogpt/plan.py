@@ -40,11 +40,11 @@ class Place:
         return Memory(config, net, self.world, self.e, self.on_cpu)
 
     def largest_batch(self, config, net):
-        """The largest B that divides the total batch and fits, up to 65,536; 1 if none does."""
+        """The largest B that divides the total batch and fits, up to 65,536; 0 if none does."""
         parts = [int(share * config.total_batch_size) for share, _ in read_ramp(config.batch_ramp)]
         rows = math.gcd(config.total_batch_size, *parts) // (config.T * self.world)
         return max((B for B in range(1, min(rows, 2**16) + 1) if not rows % B and
-                    self.memory(replace(config, B=B), net).peak() <= self.room), default=1)
+                    self.memory(replace(config, B=B), net).peak() <= self.room), default=0)
 
 
 def find_place(config, ranks):
@@ -73,7 +73,7 @@ def choose_batch(config, net, ranks):
     if config.B != "auto":
         return config.B
     here = find_place(replace(config, card="", ranks=None), ranks)
-    return on_master(ranks, lambda: here.largest_batch(config, net))
+    return on_master(ranks, lambda: here.largest_batch(config, net) or 1)
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,21 @@ def print_plan(config, ranks, *training):
     training: the program's init_model(), prepare_training(), train_step()."""
     if config.card == "cpu":
         ranks = replace(ranks, device=torch.device("cpu"), dtype=torch.float32)
-    place, tokens = find_place(config, ranks), find_tokens(config)
+    place, tokens = on_master(ranks, lambda: find_place(config, ranks)), find_tokens(config)
     check_config(config, place.world)
     config = replace(config, vocab_size=tokens.vocab_size)
     with torch.device("meta"):
         net = training[0](config)
     if config.B == "auto":
-        config = replace(config, B=on_master(ranks, lambda: place.largest_batch(config, net)))
-    speed = (published_speed(config, net, place.world, place.card) if place.card else
-             measured_speed(config, net, place.world, ranks, training))
+        config = replace(config, B=place.largest_batch(config, net) or 1)
     if ranks.master_process:
-        print_table([*memory_rows(config, net, place), *time_rows(config, place, tokens, speed),
-                     disk_row(config, net, tokens)])
+        print_table(memory_rows(config, net, place))
+        print(end="", flush=True)  # to measure may take a minute
+    speed = (published_speed(config, net, place.world, place.card) if place.card else
+             measured_speed(config, net, place, ranks, training))
+    rows = time_rows(config, place, tokens, speed) if speed.seconds else [("speed", speed.source)]
+    if ranks.master_process:
+        print_table([*rows, disk_row(config, net, tokens)])
 
 
 def memory_rows(config, net, place):
@@ -144,7 +147,8 @@ def memory_rows(config, net, place):
         changed = replace(config, **change)
         parts = place.memory(changed, net).parts()
         cells = [f"{parts[part] / size:{widths[part]}.3g}" for part in parts]
-        rows.append(("", f"{name:18s}{'  '.join(cells)}{place.largest_batch(changed, net):11}"))
+        cells += [f"{place.largest_batch(changed, net) or 'none':>9}"]
+        rows.append(("", f"{name:18s}{'  '.join(cells)}"))
     how = "90% of the card's: published" if place.card else "free now, less a reserve: measured"
     return [*rows, ("room", f"{place.room / 1e9:.3g} GB on each rank, {how}")]
 

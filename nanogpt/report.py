@@ -182,8 +182,8 @@ def save_curves(log_path, png, size=None):
         figure.savefig(path, format="png", dpi=120)
 
 
-# Peak TFLOPS of dense bf16 (V100 and T4: fp16) matrix products, from the cards' data sheets. The
-# first of these names that occurs in the device's name counts.
+# Peak TFLOPS of dense bf16 (V100, T4: fp16) products with float32 sums: NVIDIA's data sheets; for
+# RTX cards its GA102, Ada and Blackwell white papers. The first name in the device's name counts.
 PEAK_TFLOPS = {
     "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312,
     "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121, "RTX 5090": 209.5,

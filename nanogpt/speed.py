@@ -1,11 +1,13 @@
 """How long a training step takes: by a card's data sheet, or measured on this machine."""
 
+import math
 import time
 from dataclasses import dataclass, replace
 
 import torch
 
 from nanogpt.memory import Memory, linux_bytes
+from nanogpt.ranks import on_master
 from nanogpt.report import flops_per_token
 from nanogpt.shards import Shard, TokenStream
 
@@ -31,26 +33,28 @@ def published_speed(config, net, world, card):
                           "published peak")
 
 
-def measured_speed(config, net, world, ranks, training):
-    """From steps of one and of three micro-steps, here. training: the program's init_model(),
-    prepare_training() and train_step()."""
+def measured_speed(config, net, place, ranks, training):
+    """From steps of one and of three micro-steps, here. Its seconds are 0 where they do not fit."""
     import matplotlib.backends.backend_agg  # noqa: F401 (a run draws curves)
     import matplotlib.figure  # noqa: F401
 
     on_cpu, before = ranks.device.type == "cpu", linux_bytes("self/status", "VmRSS")
-    most = 1e12 if on_cpu else 1e15  # FLOPs that take some seconds
-    B = max(1, min(config.B, int(most / flops_per_token(net, config.T) / config.T)))
-    small = replace(config, B=B)
-    micro_steps = config.total_batch_size / (B * config.T * world)
-    one, more = time_steps(small, ranks, min(3, max(1, int(micro_steps))), *training)
-    source = f"measured: {ranks.ddp_world_size} x {B} x {config.T} tokens in a micro-step"
-    if world != ranks.ddp_world_size:
-        source += f"; what {world} ranks exchange is not measured"
-    process = 0
-    if on_cpu and before:
-        grew = linux_bytes("self/status", "VmHWM") - before
-        of_all, of_small = (Memory(each, net, ranks.ddp_world_size) for each in (config, small))
-        process = process_bytes(config, net, before, grew * of_all.peak() / of_small.peak())
+    most = (1e12 if on_cpu else 1e15) / flops_per_token(net, config.T)  # tokens in some seconds
+    B, T = max(1, min(config.B, int(most / config.T))), max(1, min(config.T, int(most)))
+    small, n = replace(config, B=B, T=T), ranks.ddp_world_size
+    need = Memory(small, net, n, place.e, on_cpu).peak()
+    if need > place.room:
+        return Speed(0, f"not measured: {B} x {T} tokens need {need / 1e9:.3g} GB here, and there "
+                        f"is room for {place.room / 1e9:.3g}. Try --card, or --recompute")
+    # a shorter row has fewer FLOPs, so a step is that many more of them
+    micro_steps = (config.total_batch_size * flops_per_token(net, config.T)
+                   / (B * T * place.world * flops_per_token(net, T)))
+    one, more = time_steps(small, ranks, min(3, math.ceil(micro_steps)), *training)
+    source = f"measured: {n} x {B} x {T} tokens in a micro-step"
+    if place.world != n:
+        source += f"; what {place.world} ranks exchange is not measured"
+    grew = (linux_bytes("self/status", "VmHWM") - before) * Memory(config, net, n).peak() / need
+    process = process_bytes(config, net, before, grew) * (on_cpu and before > 0)
     return Speed(one + (micro_steps - 1) * more, source, process)
 
 
@@ -61,11 +65,12 @@ def time_steps(config, ranks, most, init_model, prepare_training, train_step):
     stream = TokenStream([Shard("numbers", n + 1, numbers)], config.vocab_size)
     config = replace(config, total_batch_size=n, batch_ramp="")
     t = prepare_training(config, init_model(config), stream, ranks, {})
-    for t.grad_accum_steps in [1, most] * max(2, min(20, 50_000 // n)):
-        began = time.perf_counter()
-        train_step(t, 0.0)
-        took.append(time.perf_counter() - began)
-    one, many = torch.tensor(took).view(-1, 2)[1:].median(dim=0).values.tolist()  # once warm
+    while on_master(ranks, lambda: len(took) < 6 or len(took) < 42 and sum(took) < 15):
+        for t.grad_accum_steps in 1, most:  # in turn, so that a busy moment affects both
+            began = time.perf_counter()
+            train_step(t, 0.0)
+            took.append(time.perf_counter() - began)
+    one, many = torch.tensor(took).view(-1, 2)[1:].quantile(0.5, dim=0).tolist()  # once warm
     return one, (many - one) / max(1, most - 1)
 
 

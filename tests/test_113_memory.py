@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import train_gpt2
 from nanogpt.cpu import choose_products, keeps_fp32, quicken
+from nanogpt.fsdp import whole_net
 from nanogpt.memory import Memory
 from nanogpt.ranks import Ranks, init_ranks
 
@@ -92,12 +93,15 @@ class Alive(TorchDispatchMode):
 
 
 def train(config, ranks, n_steps=3):
-    """A Training, and its steps one by one."""
+    """A Training, and its steps one by one; after the last, a validation."""
     torch.manual_seed(0)
     stream = stream_of([i % 50 for i in range(4 * config.total_batch_size + 1)], config.vocab_size)
     t = train_gpt2.prepare_training(config, train_gpt2.init_model(config), stream, ranks, {})
-    for _ in range(n_steps):
+    for step in range(n_steps):
         train_gpt2.train_step(t, 1e-3)
+        if step == n_steps - 1:
+            with whole_net(t):
+                train_gpt2.validate(t.net, stream, 2 * config.T, config.B, config.T, ranks)
         yield t
 
 
@@ -152,6 +156,8 @@ def test_the_peak_of_a_rank_is_that_of_real_ranks(world, tmp_path):
     cases += [{**many, "shard": shard} for shard in shards]
     cases += [{**few, "shard": "model", "vocab_size": 8009}]
     cases += [{**few, "shard": "model", "optimizer": "muon"}] * (world == 2)
+    # many blocks, one micro-step: a validation, with whole weights, needs most
+    cases += [{"B": 1, "T": 64, "shard": "model", "n_layer": 10, "micro_steps": 1}] * (world == 2)
     together(count_on_a_rank, world, free_port(), tmp_path / "most", cases)
     for case, *counted in zip(cases, *(json.loads((tmp_path / f"most.{rank}").read_text())
                                        for rank in range(world)), strict=True):

@@ -14,7 +14,7 @@ from nanogpt.report import PEAK_TFLOPS, read_log
 
 
 def test_largest_batch_is_what_a_search_finds():
-    """Among all that divide the 96 rows of a rank, by trying every one; with room for none, 1."""
+    """Among all that divide the 96 rows of a rank, by trying every one; with room for none, 0."""
     config = train_gpt2.TrainConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=257, T=16,
                                     total_batch_size=2 * 96 * 16)
     with torch.device("meta"):
@@ -24,7 +24,7 @@ def test_largest_batch_is_what_a_search_finds():
     for room in [0, *needs.values(), *(need + 1 for need in needs.values()), 1e12]:
         fits = [B for B, need in needs.items() if need <= room]
         found = Place(2, room, 4, True).largest_batch(config, net)
-        assert found == (fits[-1] if fits else 1), room
+        assert found == (fits[-1] if fits else 0), room
 
 
 def test_the_video_filled_its_card(monkeypatch, capsys):
@@ -36,6 +36,15 @@ def test_the_video_filled_its_card(monkeypatch, capsys):
         largest = {name: line["largest_B"] for name, line in lines.items()}
         assert all(largest["as given"] <= B for B in largest.values())
     assert [found[card]["as given"]["largest_B"] for card in ("4090", "T4")] == [16, 8]
+
+
+def test_what_fits_nowhere(monkeypatch, capsys):
+    """GPT-2 XL with AdamW takes 25 GB before it computes; divided among eight, it fits a T4."""
+    lines = [text.split() for _, text in plan_of(monkeypatch, capsys, "gpt2-1558M", "--card", "T4",
+                                                 "--ranks", 8)]
+    largest = {line[0]: line[-1] for line in lines if line[0] in ("as", "--recompute")}
+    assert largest == {"as": "none", "--recompute": "none"}
+    assert [int(line[-1]) for line in lines if line[:2] == ["--shard", "model"]][0] >= 1
 
 
 def test_every_card_has_a_speed_too():

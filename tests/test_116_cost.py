@@ -59,6 +59,49 @@ def test_the_clock_is_read_around_the_programs_own_step(monkeypatch):
     assert took == (11.0, 1.0)
 
 
+def test_memory_is_printed_before_anything_is_measured(monkeypatch, capsys):
+    """The table and the room are there when the first step begins."""
+    def look(*args):
+        said.append(capsys.readouterr().out)
+        return 11.0, 1.0
+
+    said = []
+    monkeypatch.setattr(nanogpt.speed, "time_steps", look)
+    plan_of(monkeypatch, capsys, *TINY, "--data", "pydoc")
+    assert "as given" in said[0] and said[0].splitlines()[-1].startswith("room ")
+
+
+def test_what_does_not_fit_is_not_built(monkeypatch, capsys):
+    """GPT-2 XL on a machine with 8 GB: memory, one line instead of speed and time, and disk."""
+    monkeypatch.setattr(nanogpt.plan, "free_memory", lambda device: 8e9)
+    monkeypatch.setattr(nanogpt.speed, "time_steps", None)  # a call would fail
+    rows = plan_of(monkeypatch, capsys, "gpt2-1558M", "--data", "none-such", "--device", "cpu")
+    assert [name for name, _ in rows if name] == ["memory", "room", "speed", "disk"]
+    need = numbers(dict(rows)["speed"], r"not measured: 1 x \d+ tokens need ([\d.]+) GB here")
+    assert need[0] > 16 * 1.557, "weights, gradients and two moments alone"
+
+
+def test_a_long_row_is_measured_in_part(monkeypatch, capsys):
+    """Where one row takes minutes, a shorter one is timed: with 10 s for an update and 1 s for
+    each 1e12 FLOPs, all of a batch's FLOPs are counted."""
+    seen = []
+
+    def time_steps(config, ranks, most, *training):
+        seen.append((config.B, config.T))
+        return 11.0, 1.0
+
+    monkeypatch.setattr(nanogpt.plan, "free_memory", lambda device: 1e12)
+    monkeypatch.setattr(nanogpt.speed, "time_steps", time_steps)
+    rows = dict(plan_of(monkeypatch, capsys, "gpt2-350M", "--data", "none-such", "--device", "cpu",
+                        "--total-batch-size", 2**14))
+    with torch.device("meta"):
+        net = train_gpt2.GPT(train_gpt2.GPTConfig(n_layer=24, n_head=16, n_embd=1024))
+    [(B, T)] = seen
+    assert B == 1 and 0.8e12 < flops_per_token(net, T) * T < 1e12
+    micro_steps = 2**14 * flops_per_token(net, 1024) / (T * flops_per_token(net, T))
+    assert numbers(rows["speed"], r"([\d.]+) s a step") == [pytest.approx(10 + micro_steps, 0.01)]
+
+
 def test_a_plan_for_a_card_without_data(tmp_path, monkeypatch, capsys):
     """Eight H100: by the published peak, and the share of it that the video's A100 reached."""
     monkeypatch.chdir(tmp_path)

@@ -4,11 +4,13 @@
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
         python runs/plan/compare.py > runs/plan/avx2.txt
 
-Each network is planned and trained in turn, by processes with one thread each. Three figures:
-tensors (calculated, against the bytes of all tensors alive after every operator of a real step),
-the process (measured by the plan, against the run's largest resident size), seconds of a step
-(measured by the plan, against the median of the run's). Numbers after the command choose rows;
---cpu-time compares the process's CPU seconds instead, for a busy machine and one rank.
+Each network is planned and trained by processes with one thread each; of one rank, both at the
+same time, so that other work on the machine slows both alike. Three figures:
+tensors (calculated, against the bytes of all tensors alive after every operator of real steps and
+a validation), the process (measured by the plan, against the run's largest resident size), seconds
+of a step (measured by the plan, against the median of the run's). Numbers after the command choose
+rows; --cpu-time compares CPU seconds in rows of one rank, for a busy machine; --no-tensors leaves
+the first figure out, which is the same on every CPU.
 """
 
 import json
@@ -26,7 +28,9 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = {"0.8M": (4, 4, 128, 257), "10M": (6, 6, 384, 257), "124M": (12, 12, 768, 50257)}
+# layers, heads, channels, ids, steps of the run
+SIZES = {"0.8M": (4, 4, 128, 257, 40), "10M": (6, 6, 384, 257, 14),
+         "124M": (12, 12, 768, 50257, 7)}
 # size, B, T, micro-steps, ranks, more flags
 CASES = [
     ("0.8M", 12, 64, 1, 1, ""), ("0.8M", 4, 256, 2, 1, ""), ("0.8M", 2, 1024, 1, 1, ""),
@@ -55,8 +59,8 @@ def write_shards(folder, vocab_size, tokenizer):
     (folder / "manifest.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def processes(ranks, command):
-    """Run `ranks` processes at once: rank 0's text, and its largest resident size in bytes."""
+def start(ranks, command):
+    """`ranks` processes and their output, for the next one."""
     env, port = {**os.environ, "OMP_NUM_THREADS": "1"}, 20_000 + os.getpid() % 10_000
     started = []
     for rank in range(ranks):
@@ -66,13 +70,18 @@ def processes(ranks, command):
         out = tempfile.TemporaryFile("w+")
         started.append((subprocess.Popen([sys.executable, *command], env=env, stdout=out,
                                          stderr=subprocess.STDOUT), out))
+    return started
+
+
+def finish(started):
+    """Rank 0's text, and its largest resident size in bytes."""
     found = []
     for process, out in started:
         _, status, used = os.wait4(process.pid, 0)
         out.seek(0)
         found.append((out.read(), 1024 * used.ru_maxrss))
         if status:
-            sys.exit(f"{command} ended with {status}:\n{found[-1][0]}")
+            sys.exit(f"{process.args} ended with {status}:\n{found[-1][0]}")
     return found[0]
 
 
@@ -83,20 +92,24 @@ sys.path.insert(0, sys.argv[0].rpartition("/")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")"""
 
 
-def compare(case, tmp, cpu_time):
+def compare(case, tmp, cpu_time, counting):
     """A row of the table: (planned, found) for tensors, process and seconds."""
     size, B, T, micro_steps, ranks, more = case
-    L, nh, C, V = SIZES[size]
+    L, nh, C, V, steps = SIZES[size]
     flags = ["--n-layer", L, "--n-head", nh, "--n-embd", C, "--B", B, "--T", T, "--device", "cpu",
              "--total-batch-size", B * T * micro_steps * ranks, "--data", tmp / str(V),
              "--hellaswag", "none", "--sample-tokens", 0, "--val-tokens", 2000, "--warmup-steps", 1,
-             "--max-steps", 6, "--out-dir", tmp / "run", *more.split()]
+             "--max-steps", steps, "--out-dir", tmp / "run", *more.split()]
     flags = list(map(str, flags))
-    program = ["-c", CPU_TIME] if cpu_time else []
+    program = ["-c", CPU_TIME] if cpu_time and ranks == 1 else []
     program.append(str(ROOT / "train_gpt2.py"))
-    said, _ = processes(ranks, [*program, *flags, "--plan"])
-    ran, resident = processes(ranks, [*program, *flags])
-    counted, _ = processes(ranks, [__file__, "count", *flags])
+    plan = start(ranks, [*program, *flags, "--plan"])
+    if ranks == 1:
+        run = start(ranks, [*program, *flags])
+        (said, _), (ran, resident) = finish(plan), finish(run)
+    else:  # in turn: each needs the cores
+        (said, _), (ran, resident) = finish(plan), finish(start(ranks, [*program, *flags]))
+    counted, _ = finish(start(ranks, [__file__, "count", *flags])) if counting else ("nan", 0)
     table = r"memory +\| (..) .*\n.*(weights.*)  largest B\n.*as given +(.*)"
     unit, header, line = re.search(table, said).groups()
     tensors = {"MB": 1e6, "GB": 1e9}[unit] * float(line.split()[header.split().index("peak")])
@@ -108,13 +121,15 @@ def compare(case, tmp, cpu_time):
 
 
 def count(flags):
-    """Print the most bytes that rank 0's tensors have in a run's second and third step."""
+    """Print the most bytes that rank 0's tensors have in a run's second and third step and in a
+    validation."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
     sys.path.insert(0, str(ROOT))
     import train_gpt2
+    from nanogpt.fsdp import whole_net
     from nanogpt.ranks import init_ranks
     from nanogpt.shards import load_data
 
@@ -136,7 +151,7 @@ def count(flags):
 
     config = train_gpt2.parse_args(flags)
     ranks = init_ranks(config.device)
-    train, _ = load_data(config)
+    train, val = load_data(config)
     config = train_gpt2.replace(config, vocab_size=train.vocab_size)
     with Alive() as alive:
         t = train_gpt2.prepare_training(config, train_gpt2.init_model(config), train, ranks, {})
@@ -144,6 +159,8 @@ def count(flags):
         alive.most = 0
         for _ in range(2):
             train_gpt2.train_step(t, 1e-4)
+        with whole_net(t):
+            train_gpt2.validate(t.net, val, 2000, config.B, config.T, ranks)
     print(alive.most, flush=True)
     if ranks.ddp:
         torch.distributed.barrier()
@@ -160,7 +177,7 @@ def main():
     name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "CPU")
     print(f"{time.strftime('%Y-%m-%d %H:%M')}, {name}, {torch.backends.cpu.get_cpu_capability()}, "
           f"{os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}, "
-          f"{'CPU' if cpu_time else 'wall'} seconds, load {os.getloadavg()[0]:.1f}")
+          f"{'CPU seconds (2 ranks: wall)' if cpu_time else 'wall seconds'}, load {os.getloadavg()[0]:.1f}")
     print("row size    B    T micro ranks flags             | tensors, MB: planned found error "
           "| process, MB: planned found error | s a step: planned found error | load")
     with tempfile.TemporaryDirectory() as tmp:
@@ -169,7 +186,8 @@ def main():
         write_shards(tmp / "50257", 50257, "gpt2")
         for row in chosen:
             size, B, T, micro_steps, ranks, more = CASES[row]
-            tensors, process, seconds = compare(CASES[row], tmp, cpu_time)
+            tensors, process, seconds = compare(CASES[row], tmp, cpu_time,
+                                               "--no-tensors" not in sys.argv)
             cells = [f"{a / 1e6:8.1f} {b / 1e6:8.1f} {a / b - 1:+6.1%}" for a, b in
                      (tensors, process)] + [f"{seconds[0]:7.3f} {seconds[1]:7.3f} "
                                             f"{seconds[0] / seconds[1] - 1:+6.1%}"]
