@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from helpers import ROOT, TINY, free_port, start, together, write_shards
 
+from nanogpt import heartbeat
 from nanogpt.common import run
 from nanogpt.heartbeat import Heartbeat
 
@@ -110,6 +112,33 @@ def test_rank_0_says_who_waits_for_whom(pair, capsys):
     mine.seen = [mine.seen[0]] * 2  # all are in the same place: nobody waits
     mine.say_who_waits()
     assert capsys.readouterr().out == ""
+
+
+def test_it_says_so_by_itself(capsys):
+    """Another rank is elsewhere for longer than the note's seconds."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    server.set("beat 1", "7|b|in look_at (a|b.py, line 8)")
+    mine, said = Heartbeat("127.0.0.1", server.port, "beat", 0, 2, 200, 0.1), ""
+    while "look_at" not in said:
+        time.sleep(0.05)
+        said += capsys.readouterr().out
+    mine.stop()
+    here = "in test_it_says_so_by_itself (tests/test_111_heartbeat.py, line "
+    assert here in said and "; rank 1 (b) in look_at (a|b.py, line 8)\n" in said
+
+
+def test_where_the_main_thread_is(monkeypatch, tmp_path):
+    """The innermost of this program's lines, of whatever it has called."""
+    found = []
+
+    def ask():
+        thread = threading.Thread(target=lambda: found.append(heartbeat.place()))
+        return thread.start(), thread.join(), sys._getframe().f_lineno
+
+    *_, line = ask()
+    monkeypatch.setattr(heartbeat, "ROOT", tmp_path)
+    ask()
+    assert found == [f"in ask (tests/test_111_heartbeat.py, line {line})", "elsewhere"]
 
 
 def test_the_server_goes_and_comes_back():
