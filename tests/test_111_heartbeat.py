@@ -52,7 +52,8 @@ def stopped(tmp_path, ranks, seconds):
 @pytest.mark.slow
 def test_a_frozen_rank_is_named(tmp_path):
     done = stopped(tmp_path, "1", 12)
-    lines = done.stderr.splitlines()
+    # torch may add a warning of its own, if it was stopped in the middle of a call to the store
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(lines) == 2, done.stderr
     assert "error: rank 0 waits for rank 1 (" in lines[0], done.stderr
     assert "), silent for " in lines[0] and ", last seen " in lines[0]
