@@ -342,8 +342,9 @@ def make_shards(config, wait=False, **facts):
             manifest = read_manifest(config, source, facts)  # again: now nobody else writes there
             if not manifest["complete"]:
                 write_shards(config, source, manifest, bar)
-    print(f"{config.out}: {manifest['tokens']:,} tokens of {manifest['documents']:,} documents in "
-          f"{len(manifest['shards'])} shards")
+    n, shards = manifest["documents"], len(manifest["shards"])
+    print(f"{config.out}: {manifest['tokens']:,} tokens of {n:,} document{'s' * (n != 1)} in "
+          f"{shards} shard{'s' * (shards != 1)}")
 
 
 if __name__ == "__main__":

@@ -213,7 +213,8 @@ def changed_settings(config, facts, shards):
             raise UserError(f"{config.out_dir} was begun with --{name.replace('_', '-')} "
                             f"{changed[name][0]}, not {changed[name][1]}: give that value, or "
                             "choose another --out-dir")
-    if facts["shards"] != shards:
+    if len(facts["shards"]) != len(shards) or any(  # checksums count if both have one
+            a[: len(b)] != b[: len(a)] for a, b in zip(facts["shards"], shards, strict=True)):
         raise UserError(f"--data {config.data} does not hold the training shards that "
                         f"{config.out_dir} was begun with: name those, or choose another --out-dir")
     return changed
@@ -285,14 +286,13 @@ def check_newest(out_dir, ranks):
 
 
 class RunFolder:
-    """A run's --out-dir: its log, its checkpoints, and a lock that keeps other runs out until the
-    `with` block ends."""
+    """A run's --out-dir: log, checkpoints, and a lock that keeps other runs out inside `with`."""
 
     def __init__(self, config, ranks):
         self.config, self.ranks = config, ranks
         self.log = Log(Path(config.out_dir, "log.txt"), ranks.master_process, config.track)
         self.newest = None  # folder of the checkpoint that was last saved or resumed from
-        self.shards = []  # names and sizes of the training shards: a resume must find the same
+        self.shards = []  # [name, tokens, checksum if known] of each: a resume must find the same
         self.lock = FileLock(Path(config.out_dir) / ".lock")
         self.writer, self.saving = ThreadPoolExecutor(1), None  # one thread: one at a time
         self.resumed = {}  # the checkpoint's facts, until the settings are written again
@@ -313,7 +313,8 @@ class RunFolder:
         """The facts of the checkpoint to resume from, on every rank, or {}. stream: the training
         tokens. Raises UserError."""
         check_settings(self.config, stream, self.ranks)
-        self.shards = [[Path(shard.name).name, shard.n_tokens] for shard in stream.shards]
+        self.shards = [[Path(shard.name).name, shard.n_tokens, *filter(None, [shard.sha256])]
+                       for shard in stream.shards]
         if self.config.resume:
             check_newest(self.config.out_dir, self.ranks)
         saved = on_master(self.ranks, functools.partial(self.look, net, max_steps))

@@ -1,4 +1,4 @@
-"""What must be the same on all ranks is compared, so that one that has drifted is found."""
+"""Compares what must be the same on all ranks, to find one that has drifted."""
 
 import functools
 import zlib
@@ -43,10 +43,11 @@ def checksum(x):
 
 
 def compare(found, ranks):
-    """Words that say which rank differs from most in what, the same on every rank; "" if none.
+    """Text that names the ranks that differ from the majority, and in what: the same text on every
+    rank, "" if none differs. Where no value has a majority, all ranks are named.
 
     found: {name: int64, as a number or a tensor}, the same names on all ranks. All ranks must call
-    it together. Where no value is that of most ranks, all of them are named.
+    it together.
     """
     mine = torch.stack([torch.as_tensor(value, dtype=torch.int64, device=ranks.device)
                         for value in found.values()])
@@ -76,7 +77,7 @@ def check_settings(config, stream, ranks):
 
 
 def find_drift(t, **numbers):
-    """Words that say which rank has other weights, averages, gradients or `numbers`, or "".
+    """Text that names the ranks with other weights, averages, gradients or `numbers`, or "".
 
     Only what several ranks have can be compared: no divided tensors, no averages with an owner.
     """
@@ -109,9 +110,10 @@ class Watch:
         tokens = self.ahead.pop((begin, end), None) or self.reader.submit(read, t, begin, end)
         if said := find_drift(t, **{"the place in the data": end,
                                     f"the tokens since step {self.step}": tokens.result()}):
-            raise UserError(f"after {t.step} steps {said}: no more is saved. Suspect its machine's "
-                            "memory, card or disk, and go on with --resume without it (if machines "
-                            "of several kinds only round differently: --check-ranks 0)")
+            raise UserError(f"after {t.step} steps {said}: nothing more is saved. Suspect its "
+                            "machine's memory, card or disk, and continue with --resume without it "
+                            "(if machines of several kinds only round differently: --check-ranks 0)"
+                            )
         self.begin, self.step = end, t.step
         if t.step < t.max_steps:  # a thread reads the next tokens while the network trains
             n = min(self.every - t.step % self.every, t.max_steps - t.step)

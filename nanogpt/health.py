@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -9,28 +10,29 @@ import torch
 from nanogpt.fsdp import local, trained, whole_net
 from nanogpt.ranks import autocast, sum_over_ranks
 
-TOKENS = 4096  # of a batch, at most: so many show enough and cost little
-DEAD = -3.0  # GELU gives -0.004 here, and its slope is -0.01: below, a neuron is silent
+TOKENS = 4096  # of a batch, at most: enough to see, and cheap
+DEAD = -3.0  # below, GELU and its slope are nearly 0 (here -0.004 and -0.01): a dead neuron
 KINDS = {"activations": "block's output (RMS)", "weights": "weights (RMS)",
          "gradients": "clipped gradients (RMS)", "updates": "updates (RMS)",
          "dead": "share of dead neurons", "entropy": "attention's entropy (nats)"}
 
 
 def entropy(qkv, n_head):
-    """Mean entropy, in nats, of where positions look: 0 if each looks at one position alone, the
-    mean of log(1) ... log(T) if at all alike. qkv: what c_attn returns, (B, T, 3 C)."""
+    """Mean entropy, in nats, of the attention weights: 0 if every position attends to only one,
+    the mean of log(1) ... log(T) if to all alike. qkv: what c_attn returns, (B, T, 3 C)."""
     T, total = qkv.size(1), 0.0
     future = torch.ones(T, T, device=qkv.device).triu(1).bool()
-    for row in qkv.float():  # one at a time: (nh, T, T) numbers are many
-        q, k, _ = row.unflatten(1, (3, n_head, -1)).permute(1, 2, 0, 3)  # (nh, T, hs) each
-        log_p = (q @ k.mT * q.size(-1) ** -0.5).masked_fill(future, -1e30).log_softmax(dim=-1)
-        total -= (log_p.exp() * log_p).sum(dim=-1).mean()
+    with torch.autocast(qkv.device.type, enabled=False):  # float16 ends at 65504
+        for row in qkv.float():  # one at a time: (nh, T, T) is large
+            q, k, _ = row.unflatten(1, (3, n_head, -1)).permute(1, 2, 0, 3)  # (nh, T, hs) each
+            log_p = (q @ k.mT * q.size(-1) ** -0.5).masked_fill(future, -1e30).log_softmax(dim=-1)
+            total -= (log_p.exp() * log_p).sum(dim=-1).mean()
     return total / len(qkv)
 
 
 @torch.no_grad()
 def look_into(net, idx):
-    """{kind: a number for each block} of what the network computes on idx (B, T)."""
+    """{kind: [a number for each block]} of what the network computes on idx (B, T), long."""
     found, hooks = {"activations": [], "dead": [], "entropy": []}, []
 
     def watch(module, kind, number):
@@ -49,7 +51,7 @@ def look_into(net, idx):
 
 
 def forward(t):
-    """What look_into() finds in rows of the batch that the gradients are from."""
+    """What look_into() finds in rows of the batch that the gradients come from."""
     B, T = t.loader.B, t.loader.T
     place = t.loader.position - B * T * t.ranks.ddp_world_size
     # on the thread that reads ahead, since a stream serves one thread at a time
@@ -59,14 +61,14 @@ def forward(t):
 
 
 class Health:
-    """Every `config.health` updates (0: never), the log gets a note about every block."""
+    """Every `config.health` updates (0: never), a note in the log about every block."""
 
     def __init__(self, config=None, log=None):
         self.every, self.log = config.health if config else 0, log
 
     @contextlib.contextmanager
     def watching(self, t):
-        """Inside, the optimizer moves the weights. What it does is the same with and without."""
+        """Wrap the optimizer's step in this. It only looks: the update is the same to the bit."""
         divided = trained(t) is not t.net  # each rank has a part of every matrix
         if not self.every or t.step % self.every or not (t.ranks.master_process or divided):
             yield
@@ -77,7 +79,7 @@ class Health:
         old = [[local(p.detach()).clone() for p in block] for block in blocks]
 
         def size(kind, of):
-            """Root mean square over each block of the tensors of(p, its old value)."""
+            """found[kind]: for each block, the RMS over all its tensors of(p, its old value)."""
             squares = torch.stack([sum(of(*pair).float().square().sum() for pair in
                                        zip(*pairs, strict=True))
                                    for pairs in zip(blocks, old, strict=True)])
@@ -89,13 +91,14 @@ class Health:
         size("gradients", lambda p, was: local(p.grad))
         yield
         size("updates", lambda p, was: local(p.detach()) - was)
-        self.log.note(step=t.step, health={kind: [float(f"{x:.6g}") for x in found[kind]]
-                                           for kind in KINDS if kind in found})
+        self.log.note(step=t.step, health={
+            kind: [float(f"{x:.6g}") if math.isfinite(x) else None for x in found[kind]]
+            for kind in KINDS if kind in found})  # JSON has no infinity
 
 
 def read_health(path, size=None):
-    """The notes of a log's last run, {step: {kind: a number for each block}}; of the first `size`
-    bytes."""
+    """The notes of a log's last run, {step: {kind: [a number for each block, or None]}}. size: read
+    only this many bytes."""
     found = {}
     for line in Path(path).read_bytes()[:size].decode(errors="replace").splitlines():
         facts = json.loads(line[2:]) if line.startswith("# {") else {}
@@ -105,7 +108,7 @@ def read_health(path, size=None):
 
 
 def draw_health(notes, axes):
-    """One kind on each of six matplotlib axes: the first block violet, the last one yellow."""
+    """Draw one kind on each of six matplotlib axes, the first block violet, the last yellow."""
     from matplotlib import colormaps
 
     for ax, (kind, title) in zip(axes.flat, KINDS.items(), strict=True):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 PATIENCE = 40  # seconds of silence after which a rank counts as gone; a slow one still beats
-BEAT, NOTE = 2, 60  # seconds between beats; of waiting, until rank 0 says where each rank is
+BEAT, NOTE = 2, 60  # seconds between beats; of waiting before rank 0 prints where each rank is
 ROOT = Path(__file__).parent.parent
 
 
@@ -28,8 +28,8 @@ def place():
 
 
 class Heartbeat:
-    """Beats for this rank and listens to the others, through the store at address:port, in which
-    names begin with `name`. Only times of this machine's monotonic clock are compared. One thread
+    """Beats for this rank and listens to the others, through the store at address:port, with keys
+    that begin with `name`. Only times of this machine's monotonic clock are compared. One thread
     only judges: over a pulled cable, calls to the store do not return."""
 
     def __init__(self, address, port, name, rank, world_size, patience=PATIENCE, note=NOTE):
@@ -85,7 +85,7 @@ class Heartbeat:
                 os._exit(2)  # the main thread may wait forever
 
     def silence(self):
-        """Words for the error if another rank, or the store, has been silent too long, or ""."""
+        """The error's text if another rank, or the store, has been silent too long; else ""."""
         now = time.monotonic()
         if now - self.answered > self.patience:
             address = "{}:{} (rank 0's machine)".format(*self.server)

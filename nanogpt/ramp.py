@@ -34,12 +34,12 @@ def check_ramp(config, at_once):
 
 class Ramp:
     """A run on the tokens of `n` whole batches. At first, an update takes a part of one, so there
-    are more updates. All follows from the loader's position, so a run can be resumed anywhere."""
+    are more updates. All follows from the loader's position, so a run can resume anywhere."""
 
     def __init__(self, config, stream):
         self.n, self.whole = count_steps(config, stream), config.total_batch_size
         self.ramps, self.total, self.tokens = config.batch_ramp, self.n * self.whole, None
-        # (end, tokens): an update that begins before `end` takes so many, and all of them fit
+        # (end, tokens): an update that begins before `end` takes this many, and all fit
         self.parts = [(min(until * self.total, self.total - share * self.whole + 1),
                        int(share * self.whole))
                       for share, until in [*read_ramp(config.batch_ramp), (1, 1)]]

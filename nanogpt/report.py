@@ -151,17 +151,17 @@ def draw_curves(log_path, axes, size=None):
     axes[1].plot(*log["hella"], "o-", label="this run", markersize=3)
     axes[1].axhline(0.25, color="gray", linestyle=":", label="guessing")
     axes[1].set(xlabel="step", ylabel="accuracy", title="Four-way endings (acc_norm)")
-    same_task = {"val": True, "hella": config["hellaswag"] != "heldout"}
-    for ax, kind in zip(axes, ("val", "hella"), strict=True):
-        if config["vocab_size"] == TOKENIZERS["gpt2"] and same_task[kind]:
-            for number, (name, value) in enumerate(REFERENCES[kind].items()):
-                ax.axhline(value, color=f"C{number + 2}", linestyle="--", label=name)
-        ax.legend(handles=[line for line in ax.lines if len(line.get_xdata())])
     later = [loss for loss in losses[1:] if math.isfinite(loss)]
     if later:  # the loss before training, or a spike, would flatten the rest of the curve
         lowest = min(loss for loss in later + log["train"][1] if math.isfinite(loss))
         median = sorted(later)[len(later) // 2]
         axes[0].set_ylim(0.95 * lowest, 1.1 * min(max(later), 2 * median))
+    same_task = {"val": True, "hella": config["hellaswag"] != "heldout"}
+    for ax, kind in zip(axes, ("val", "hella"), strict=True):
+        if config["vocab_size"] == TOKENIZERS["gpt2"] and same_task[kind]:
+            for number, (name, value) in enumerate(REFERENCES[kind].items()):
+                ax.axhline(value, color=f"C{number + 2}", linestyle="--", label=name)
+        ax.legend(handles=[x for x in ax.lines if any(map(ax.viewLim.containsy, x.get_ydata()))])
     if not log["hella"][0]:
         first, second = (ax.get_subplotspec() for ax in axes)
         axes[0].set_subplotspec(first.get_gridspec()[first.num1 : second.num2 + 1])
@@ -278,10 +278,9 @@ class Progress:
     def __init__(self, config, t, ramp=None):
         self.total_batch_size, self.max_steps = config.total_batch_size, t.max_steps
         self.t, self.ramp = t, ramp if config.batch_ramp else None
-        self.first = self.ramp.done(t.step, t.loader.position) if self.ramp else t.step
         self.flops = flops_per_token(t.net, config.T) / t.ranks.ddp_world_size
         self.peak = peak_flops(t.ranks.device, t.ranks.dtype)
-        self.began = time.perf_counter()
+        self.first = None  # (steps, seconds) at the first line: they include warming up
 
     def print_step(self, step, loss, lr, norm, dt):
         """dt: seconds of the training step alone. The time left (ETA) includes evaluations."""
@@ -290,11 +289,14 @@ class Progress:
             tokens, n = self.ramp.tokens, self.ramp.n
             done = self.ramp.done(step, self.t.loader.position)
         mfu = f"{self.flops * tokens / dt / self.peak:.1%}" if self.peak else "unknown"
-        seconds_a_batch = (time.perf_counter() - self.began) / (done - self.first)
-        eta = int(seconds_a_batch * (n - done))
+        now, eta = time.perf_counter(), "unknown"
+        self.first = self.first or (done, now)
+        if done > self.first[0]:
+            left = int((now - self.first[1]) / (done - self.first[0]) * (n - done))
+            eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         print(f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
               f"dt {1000 * dt:.0f} ms | {tokens / dt:,.0f} tok/sec | MFU {mfu} | "
-              f"ETA {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}")
+              f"ETA {eta}")
 
 
 def print_ending(config, checkpoint, stop=None):

@@ -58,7 +58,7 @@ def test_a_text_is_one_document(small_blocks, tmp_path):
     assert done.returncode == 0, done.stderr
     assert tokens_of(tmp_path / "out").tolist() == [256, *text.encode()]
     assert (tmp_path / "out" / "a b_val_000000.npy").exists()
-    assert "tokens of 1 documents in" in done.stdout
+    assert "tokens of 1 document in" in done.stdout
 
 
 @pytest.mark.skipif(bool(gpt2_vocabulary_missing()), reason=gpt2_vocabulary_missing())
@@ -133,7 +133,7 @@ def test_a_folder_of_several_kinds(tmp_path):
     folder, documents = tmp_path / "docs", make_documents(9)
     write_parquet(folder / "c", documents[3:7], files=1)
     for name, text in {"a/x.txt": documents[1], "a.txt": documents[2], "a/b.txt": "",
-                       "d.txt": documents[7], "d.md": "no text"}.items():
+                       "d.txt": documents[7], "d.png": "no text"}.items():
         write_text(folder / name, text)
     done = fineweb(folder, tmp_path / "out", "--shard-size", 500)
     assert done.returncode == 0, done.stderr

@@ -213,7 +213,7 @@ def test_a_run_ends_before_it_saves(flags, found, tmp_path):
     lines = done.stderr.splitlines()
     assert len(lines) == 3 and len(set(lines)) == 1, done.stderr
     assert re.match(rf"error: after {found} steps rank 2 of 3 differs in transformer.wte.weight: "
-                    "no more is saved", lines[0]), lines[0]
+                    "nothing more is saved", lines[0]), lines[0]
     names = [path.name for path in (tmp_path / "run").glob("checkpoint_*")]
     assert names == (["checkpoint_000005"] if found == 10 else [])
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import train_gpt2
 from nanogpt.common import UserError
-from nanogpt.health import look_into
+from nanogpt.health import entropy, look_into
 from nanogpt.report import read_log
 
 KINDS = ["activations", "weights", "gradients", "updates", "dead", "entropy"]
@@ -146,6 +146,28 @@ def test_ranks_note_what_one_process_notes(shard, optimizer, tmp_path):
         for kind in KINDS:
             near = 2e-3 if kind in ("weights", "gradients", "updates") else 0.2
             assert two[step][kind] == pytest.approx(note[kind], rel=near, abs=1e-9), (step, kind)
+
+
+def test_in_float16_what_is_not_finite_is_null(tmp_path, monkeypatch):
+    """Numbers above 65504, as when the loss's scale is too large at first."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **more: scaler(
+        *args, init_scale=2.0**40, **more))
+    main_here(monkeypatch, *flags(tmp_path, "--health", 1), tmp_path / "run", "--dtype", "float16",
+              "--device", "cpu")
+    text = (tmp_path / "run" / "log.txt").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    notes = notes_of(tmp_path / "run")
+    assert notes[0]["gradients"] == [None, None] and notes[0]["updates"] == [0, 0]
+    assert all(0 < x < np.log(32) for x in notes[4]["entropy"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_entropy_is_computed_in_float32(dtype):
+    qkv = torch.randn(2, 12, 3 * 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = entropy(qkv.float(), 4)
+    with torch.autocast("cpu", dtype):
+        assert entropy(qkv, 4) == expected
 
 
 def test_a_negative_number_of_steps_is_refused():

@@ -41,6 +41,23 @@ def test_the_lines_to_cross_are_beside_their_like_alone(vocab_size, hellaswag, e
     assert axes[0].get_ylim() == (0.95 * 2.0, 1.1 * 4.0)  # the lines do not move the limits
 
 
+@pytest.mark.parametrize("losses, named", [
+    ([10.0, 6.0, 5.0], False), ([10.0, 3.6, 3.4], True), ([10.0, 3.4, 3.1], True),
+    ([10.0, 2.9, 2.0], False), ([10.0], True)])
+def test_a_line_outside_the_picture_is_not_named(losses, named, tmp_path):
+    from matplotlib.figure import Figure
+
+    log = Log(tmp_path / "log.txt", master_process=True)
+    log.note(config=dict(vocab_size=50257, hellaswag="none"))
+    for step, loss in enumerate(losses):
+        log.value(step, "val", loss)
+        log.value(step, "train", loss)
+    axes = Figure().subplots(1, 2)
+    draw_curves(log.path, axes)
+    texts = [text.get_text() for text in axes[0].get_legend().get_texts()]
+    assert texts == ["train", "validation", *LOSS][: 2 + named]
+
+
 def test_with_lines_it_is_a_picture(tmp_path):
     import matplotlib.image
 

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import TINY, main_here, refusal, write_shards
+from helpers import TINY, main_here, refusal, sign_shards, write_shards
 
 import train_gpt2
 from nanogpt.report import read_log
@@ -52,6 +52,23 @@ def test_other_shards_are_refused(folder, tmp_path, monkeypatch, capsys):
     main_here(monkeypatch, *RUN, "--data", tmp_path / "moved", "--out-dir", tmp_path / "run",
               "--resume")
     assert "resumed    | at step 4" in capsys.readouterr().out
+
+
+def test_shards_of_other_tokens_are_refused(folder, tmp_path, monkeypatch, capsys):
+    """By the checksums in the manifests, though names and sizes are the same. Shards without
+    checksums, and a checkpoint that knows none, go by names and sizes."""
+    signed = sign_shards(shutil.copytree(folder / "shards", tmp_path / "signed"))
+    other = shutil.copytree(signed, tmp_path / "other")
+    np.save(other / "text_train_000001.npy", np.load(other / "text_train_000001.npy")[::-1])
+    sign_shards(other)
+    for name, data in ("run", signed), ("old", folder / "shards"):
+        main_here(monkeypatch, *RUN, "--data", data, "--out-dir", tmp_path / name)
+    said = refusal(train_gpt2.main, *RUN, "--data", other, "--out-dir", tmp_path / "run",
+                   "--resume", monkeypatch=monkeypatch, capsys=capsys)
+    assert "does not hold the training shards" in said
+    for name, data in ("run", signed), ("run", folder / "shards"), ("old", other):
+        main_here(monkeypatch, *RUN, "--data", data, "--out-dir", tmp_path / name, "--resume")
+        assert "resumed    | at step 4" in capsys.readouterr().out
 
 
 def test_other_settings_change_and_are_said(folder, tmp_path, monkeypatch, capsys):
