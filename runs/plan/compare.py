@@ -109,7 +109,7 @@ def compare(case, tmp, cpu_time, counting):
         (said, _), (ran, resident) = finish(plan), finish(run)
     else:  # in turn: each needs the cores
         (said, _), (ran, resident) = finish(plan), finish(start(ranks, [*program, *flags]))
-    counted, _ = finish(start(ranks, [__file__, "count", *flags])) if counting else ("nan", 0)
+    counted, _ = finish(start(ranks, [__file__, "count", *flags])) if counting else ("0", 0)
     table = r"memory +\| (..) .*\n.*(weights.*)  largest B\n.*as given +(.*)"
     unit, header, line = re.search(table, said).groups()
     tensors = {"MB": 1e6, "GB": 1e9}[unit] * float(line.split()[header.split().index("peak")])
@@ -117,7 +117,7 @@ def compare(case, tmp, cpu_time, counting):
     seconds = float(re.search(r"tok/s, ([\d.e+-]+) s a step", said)[1])
     speeds = [float(rate.replace(",", "")) for rate in re.findall(r"([\d,]+) tok/sec", ran)[1:]]
     took = B * T * micro_steps * ranks / statistics.median(speeds)
-    return (tensors, float(counted.split()[-1])), (process, resident), (seconds, took)
+    return (tensors, int(counted.split()[-1])), (process, resident), (seconds, took)
 
 
 def count(flags):
@@ -177,7 +177,8 @@ def main():
     name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "CPU")
     print(f"{time.strftime('%Y-%m-%d %H:%M')}, {name}, {torch.backends.cpu.get_cpu_capability()}, "
           f"{os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}, "
-          f"{'CPU seconds (2 ranks: wall)' if cpu_time else 'wall seconds'}, load {os.getloadavg()[0]:.1f}")
+          f"{'CPU seconds (2 ranks: wall)' if cpu_time else 'wall seconds'}, "
+          f"load {os.getloadavg()[0]:.1f}")
     print("row size    B    T micro ranks flags             | tensors, MB: planned found error "
           "| process, MB: planned found error | s a step: planned found error | load")
     with tempfile.TemporaryDirectory() as tmp:
@@ -188,9 +189,9 @@ def main():
             size, B, T, micro_steps, ranks, more = CASES[row]
             tensors, process, seconds = compare(CASES[row], tmp, cpu_time,
                                                "--no-tensors" not in sys.argv)
-            cells = [f"{a / 1e6:8.1f} {b / 1e6:8.1f} {a / b - 1:+6.1%}" for a, b in
-                     (tensors, process)] + [f"{seconds[0]:7.3f} {seconds[1]:7.3f} "
-                                            f"{seconds[0] / seconds[1] - 1:+6.1%}"]
+            cells = [f"{a / 1e6:8.1f} {b / 1e6:8.1f} {a / b - 1:+6.1%}" if b else
+                     f"{a / 1e6:8.1f} {'-':>8s} {'-':>6s}" for a, b in (tensors, process)]
+            cells += [f"{seconds[0]:7.3f} {seconds[1]:7.3f} {seconds[0] / seconds[1] - 1:+6.1%}"]
             print(f"{row:3d} {size:5s}{B:4d} {T:4d} {micro_steps:5d} {ranks:5d} {more:17s} | "
                   f"{' | '.join(cells)} | {os.getloadavg()[0]:.1f}", flush=True)
 
