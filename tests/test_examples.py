@@ -368,3 +368,14 @@ def test_sizing_says_what_readme_and_published_models_say(monkeypatch):
         net(idx, idx)[1].backward()
     products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op))
     assert re.search(rf"^laptop +{products // 256:,} ", said, re.MULTILINE)
+
+
+def test_scaling_draws_the_runs_and_says_what_they_predict(monkeypatch):
+    said, pictures = printed("scaling", monkeypatch)
+    assert pictures == 2
+    rows = (ROOT / "runs/scaling/rows.jsonl").read_text(encoding="utf-8").splitlines()
+    n = sum('"seed": 1' in row for row in rows)
+    assert f"\n{n} runs, N 25,472 to 793,344" in said
+    table = re.findall(r"^\dx\d+ +[\d,]+ +[\d,]+ +\S+e\+\d\d +\d\.\d{4}$", said, re.MULTILINE)
+    assert len(table) == n
+    assert re.search(r"^124M on 10B of GPT-2's tokens: \d\.\d\d nats", said, re.MULTILINE)
