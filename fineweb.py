@@ -43,8 +43,8 @@ WINDOW = 64  # row groups whose documents are shuffled among each other
 @dataclass(frozen=True)
 class Config:
     source: str = HUB
-    """a .txt, .jsonl, .json, .csv, .tsv or .parquet file, .gz and .zst too; a folder of them; a
-    URL; a data set of the hub; shakespeare; - for standard input, -.jsonl if that is its kind"""
+    """a .txt, .md, .jsonl, .json, .csv, .tsv or .parquet file, .gz and .zst too; a folder of them;
+    a URL; a data set of the hub; shakespeare; - for standard input, -.jsonl if it is that"""
     config: str | None = None
     """of a data set of the hub: its configuration"""
     split: str = "train"
@@ -322,7 +322,12 @@ def make_shards(config, wait=False, **facts):
     """Make what is not there. wait: for others in --out; facts: for the manifest. UserError."""
     source = find_source(config.source, config.column, config.config, config.split)
     kinds = Counter(kind[0].lower() for kind in map(KINDS.search, source.files) if kind)
-    print("found", ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) or config.source)
+    print("found", ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+          or {"-": "standard input"}.get(config.source, config.source))
+    if n := len(source.skipped):
+        others = sorted(set(source.skipped))
+        print(f"skipped {n} other file{'s' * (n > 1)}: {', '.join(others[:9])}"
+              + ", ..." * (len(others) > 9))
     if config.seed is not None and [*kinds] != [".parquet"]:
         raise UserError(f"--seed {config.seed} is for parquet: use train_gpt2.py --shuffle")
     config = replace(config, tokenizer=find_key(config, source))

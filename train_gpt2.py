@@ -51,6 +51,7 @@ from nanogpt.ranks import (
 from nanogpt.report import (
     Progress, describe, print_ending, print_table, report_evaluation, save_curves,
 )
+from nanogpt.sampling import newest
 from nanogpt.scores import score_models
 from nanogpt.settings import check_fit
 from nanogpt.sharding import OwnedOptimizer
@@ -320,7 +321,7 @@ class TrainConfig:
     data: str = "edu_fineweb10B"  # shards, a text (file, folder, shakespeare) or pydoc: the manual
     tokenizer: str | None = None  # a text's: gpt2, bytes, chars, X.json; None: the weights' or gpt2
     out_dir: str = "log/gpt2-124M"  # folder for the log, the curves and the checkpoints
-    init_from: str = ""  # start from these weights: gpt2 ... gpt2-xl, or a folder; sets the sizes
+    init_from: str = ""  # start from gpt2 ... gpt2-xl, a folder or a run's newest; sets the sizes
     n_layer: int = 12  # blocks
     n_head: int = 12  # attention heads per block
     n_embd: int = 768  # channels
@@ -748,6 +749,7 @@ def training_loop(config, t, exam, folder, stop):
 def main():
     keep_memory()
     config = parse_args(sys.argv[1:])
+    config = replace(config, init_from=newest(config.init_from))
     ranks = init_ranks(config.device, config.dtype)
     if config.eval_only:
         return score_models(config, ranks, init_model, validate)

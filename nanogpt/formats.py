@@ -10,7 +10,7 @@ import pyarrow
 from nanogpt.common import UserError
 from nanogpt.records import rows, texts, values
 
-KINDS = re.compile(r"(?i)\.(parquet|(txt|jsonl|ndjson|json|csv|tsv)(\.gz|\.zst)?)$")
+KINDS = re.compile(r"(?i)\.(parquet|(txt|md|jsonl|ndjson|json|csv|tsv)(\.gz|\.zst)?)$")
 BLOCK = 2**20  # characters that a worker gets at a time; shards that resume count in them
 CUT = re.compile(r"(?<=\S)(?=[ \n])")  # GPT-2's pattern ends a piece here, whatever follows
 
@@ -44,7 +44,7 @@ def documents(path, find):
     file = io.BufferedReader(pyarrow.input_stream(
         sys.stdin.buffer if path.partition(".")[0] == "-" else path,
         compression={".gz": "gzip", ".zst": "zstd"}.get(kind[3])))
-    size = BLOCK if kind[2] == "txt" else 0
+    size = BLOCK if kind[2] in ("txt", "md") else 0
 
     def lines():  # one at a time, or as many as make a block
         nonlocal n
@@ -53,7 +53,7 @@ def documents(path, find):
             n += part.count(b"\n")
 
     try:
-        if kind[2] == "txt":
+        if size:
             yield from pieces(lines())
         else:
             records = rows(lines(), kind[2]) if "sv" in kind[2] else values(lines())

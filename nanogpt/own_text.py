@@ -1,6 +1,7 @@
 """--data may be a text: its shards are made once, beside it, as fineweb.py makes them."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,24 +11,28 @@ from nanogpt.disk import digest
 from nanogpt.formats import KINDS
 from nanogpt.lock import locked
 from nanogpt.ranks import one_rank_first
-from nanogpt.sources import find_source, walk
+from nanogpt.sources import ADDRESS, find_source, look_through
 from nanogpt.tokenizer import folder_key
 
 
 def is_text(data):
-    """Whether --data is a text: a file, shakespeare, or a folder of files that are not shards."""
+    """Whether --data is a text: a file, an address, shakespeare, or a folder of files that are not
+    shards."""
     path = Path(data)
     if not (data and path.is_dir()):
-        named = KINDS.search(path.name) and "://" not in data  # even if it is not there
-        return data == "shakespeare" or path.is_file() or bool(named)
+        named = KINDS.search(path.name)  # even if it is not there
+        return data == "shakespeare" or path.is_file() or bool(named or ADDRESS.match(data))
     shards = any(file.suffix in (".npy", ".bin", ".safetensors") or file.name == "manifest.json"
                  for file in path.iterdir())
-    return not shards and any(KINDS.search(file.name) for file in walk(path, set()))
+    return not shards and bool(look_through(path)[0])
 
 
 def folder_beside(data, tokenizer):
-    """The folder for a text's shards: beside it, named after it and the tokenizer."""
+    """The folder for a text's shards, named after it and the tokenizer: beside it; in data/ if it
+    is from elsewhere."""
     path = Path("data/shakespeare" if data == "shakespeare" else data)
+    if address := ADDRESS.match(data):
+        path = Path("data", re.sub(r"[^\w.-]+", "_", data[address.end() :])[-200:].strip("._"))
     path = path if path.name.strip(".") else path.resolve()  # . and .. are folders, too
     return Path(f"{path}.{Path(tokenizer).stem if tokenizer.endswith('.json') else tokenizer}")
 
@@ -46,7 +51,7 @@ def own_shards(config, ranks):
             try:
                 make(data, tokenizer, out)
             except UserError as error:
-                said = str(error).replace("--source", "--data").partition(", a URL")[0]
+                said = str(error).replace("--source", "--data").partition(", a data set of")[0]
                 if any(word in said for word in ("--column", "--out", "another folder")):
                     said += f" (python fineweb.py --source {data} --out FOLDER, then --data FOLDER)"
                 raise UserError(said) from None

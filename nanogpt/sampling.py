@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import random
 import sys
 from pathlib import Path
@@ -29,6 +30,11 @@ def find_weights(place, best=False):
         raise UserError(f"no checkpoint{' with a validation loss' * best} in {place}: name the "
                         "folder of a run, or one with GPT-2's config.json and model.safetensors")
     return found[min(found) if best else max(found)]
+
+
+def newest(name):
+    """The newest checkpoint of a run's folder; any other name of weights as it is. UserError."""
+    return str(find_weights(Path(name))) if os.path.isdir(name) else name
 
 
 def read_prompt(prompt):

@@ -10,7 +10,6 @@ from dataclasses import replace
 import torch.distributed as dist
 
 import hellaswag
-from nanogpt.checkpoints import find_checkpoints
 from nanogpt.common import UserError
 from nanogpt.cpu import quicken
 from nanogpt.manifest import find_tokenizer
@@ -18,6 +17,7 @@ from nanogpt.own_text import own_shards
 from nanogpt.perplexity import last_words, score_last_words, score_text, windows
 from nanogpt.ranks import autocast, on_master, one_rank_first, sum_over_ranks
 from nanogpt.report import print_table
+from nanogpt.sampling import newest
 from nanogpt.settings import check_limits
 from nanogpt.shards import load_data, validation_rows
 from nanogpt.tokenizer import check_tokenizer, folder_key, get_tokenizer
@@ -30,8 +30,7 @@ def find_models(config):
     one = os.path.exists(config.init_from)  # a folder's name may have a comma
     names = [config.init_from] if one else config.init_from.split(",")
     names = [name.strip() for name in names if name.strip()] or [config.out_dir]
-    runs = [find_checkpoints(name) if os.path.isdir(name) else [] for name in names]
-    return [str(run[-1][1]) if run else name for name, run in zip(names, runs, strict=True)]
+    return [newest(name) for name in names]
 
 
 def load_exams(config, names, init_model, ranks):

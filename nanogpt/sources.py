@@ -17,8 +17,10 @@ from nanogpt.records import texts
 
 HUB = "HuggingFaceFW/fineweb-edu"
 HUB_FOLDER = "sample/10BT"
+ADDRESS = re.compile("https?://")
 PLAYS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+NOT_TEXT = ("manifest.json", "tokenizer.json", "readme.md")  # in a folder: about it, or of shards
 TEXT = re.compile(r"(dictionary<values=)?(large_)?(string|binary)(_view)?(,.*)?|null")  # columns'
 
 
@@ -31,6 +33,7 @@ class Source:
     folder: Path | None = None  # None: the hub
     column: str | None = None  # None: found in each file
     data_set: tuple | None = None  # name, --config and --split of one that the hub streams
+    skipped: tuple[str, ...] = ()  # kinds or names of a folder's other files, one for each
 
     @functools.cache  # noqa: B019 (one Source lives as long as the program)
     def path(self, i):
@@ -65,19 +68,24 @@ def find_source(name, column=None, config=None, split="train"):
     path = Path(name)
     if name.partition(".")[0] == "-":
         return Source((name,), (0,), Path(), column)
-    if name == "shakespeare" or re.match("https?://", name):
+    if name == "shakespeare" or ADDRESS.match(name):
         path = fetch(PLAYS if name == "shakespeare" else name)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.exists():
         if hub_offline(name, "dataset"):
             raise UserError(f"no file, folder or data set {name}: go online, or mend the name")
         return Source((f"{name} {config} {split}",), (0,), Path(), column, (name, config, split))
-    folder, files = (path, walk(path, set())) if path.is_dir() else (path.parent, [path])
-    files = [file for file in files if file.is_file() and KINDS.search(file.name)]
+    if path.is_dir():
+        folder, (files, skipped) = path, look_through(path)
+    else:
+        folder, skipped = path.parent, ()
+        files = [path] if path.is_file() and KINDS.search(path.name) else []
     if not files:
-        raise UserError(f"nothing to read in {name}: name a txt, jsonl, json, csv, tsv or parquet "
-                        "file (gz, zst too), a folder of them, a URL, a data set of the hub, or -")
+        raise UserError(f"nothing to read in {name}: name a txt, md, jsonl, json, csv, tsv or "
+                        "parquet file (gz, zst too), a folder of them, a URL, a data set of the "
+                        "hub, or -")
     return Source(tuple(str(file.relative_to(folder)) for file in files),
-                  tuple(file.stat().st_size for file in files), folder, column)
+                  tuple(file.stat().st_size for file in files), folder, column,
+                  skipped=skipped)
 
 
 def fetch(url):
@@ -108,15 +116,29 @@ def stream(name, config, split, find):
             raise UserError(f"{name}: {error}: choose another --config or --split") from None
 
 
+def look_through(folder):
+    """The files below a folder that hold text, in order; for each other file, what it is called
+    in the list of those: its suffix, or its name if it has none or is one of NOT_TEXT."""
+    files, skipped = [], []
+    for path in walk(folder, set()):
+        if path.name.lower() in NOT_TEXT:
+            skipped.append(path.name)
+        elif KINDS.search(path.name) and path.is_file():
+            files.append(path)
+        else:
+            skipped.append(path.suffix.lower() or path.name)
+    return files, tuple(skipped)
+
+
 def walk(folder, seen):
-    """The files below a folder, in order, but for names with . or _ in front; each folder once."""
+    """The files below a folder, in order, except names that begin with . or _; each folder once."""
     if folder.resolve() in seen:
         return
     seen.add(folder.resolve())
     for path in sorted(path for path in folder.iterdir() if path.name[0] not in "._"):
         if path.is_dir() or not path.stat():  # which raises OSError for a link to nothing
             yield from walk(path, seen)
-        elif path.name not in ("manifest.json", "tokenizer.json"):  # shards may be in here
+        else:
             yield path
 
 

@@ -102,7 +102,7 @@ def test_they_are_what_fineweb_makes(name, tokenizer, here, capsys):
 @pytest.mark.parametrize("data, text", [
     ("pydoc", False), ("none", False), ("edu_fineweb10B", False), ("shards", False),
     ("bins", False), ("empty", False), ("inside", False), ("no.txt", True), ("shakespeare", True),
-    ("https://a.b/c.txt", False), ("weights", False), ("", False),
+    ("weights", False), ("", False),
     ("a.txt", True), ("folder", True), ("folder/", True), (".", True)])
 def test_a_text_is_not_a_folder_of_shards(data, text, here):
     write_shards(here / "shards")
@@ -269,8 +269,8 @@ BAD = {
     "two.csv": (b"n,body\n1,one\n2,two\n", "two.csv line 2: no text named text or content: choose "
                 "a --column of ['n', 'body'] (python fineweb.py --source two.csv --out FOLDER, "
                 "then --data FOLDER)"),
-    "a.md": (b"some text", "nothing to read in a.md: name a txt, jsonl"),
-    "no.txt": (None, "tsv or parquet file (gz, zst too), a folder of them\n"),
+    "a.doc": (b"some text", "nothing to read in a.doc: name a txt, "),
+    "no.txt": (None, "tsv or parquet file (gz, zst too), a folder of them"),
 }
 
 
