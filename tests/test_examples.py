@@ -53,7 +53,7 @@ def test_a_clone_that_is_not_installed(tmp_path):
     """Each takes its own clone's train_gpt2.py, even where another clone is installed."""
     for name in "examples", "nanogpt":
         shutil.copytree(ROOT / name, tmp_path / "clone" / name)
-    for name in "train_gpt2.py", "hellaswag.py":
+    for name in "train_gpt2.py", "hellaswag.py", "fineweb.py":
         shutil.copy(ROOT / name, tmp_path / "clone")
     code = ("import runpy, sys\n"
             "for path in sys.argv[1:]:\n"
