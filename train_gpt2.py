@@ -41,7 +41,7 @@ from nanogpt.losses import loss_in_parts
 from nanogpt.muon import Muon, MuonAdamW
 from nanogpt.own_text import own_shards
 from nanogpt.plan import check_config, choose_batch, print_plan
-from nanogpt.presets import OWN_TEXT, read_settings
+from nanogpt.presets import BEST, OWN_TEXT, read_settings
 from nanogpt.profiler import Profile
 from nanogpt.ramp import Ramp
 from nanogpt.ranks import (
@@ -337,7 +337,8 @@ class TrainConfig:
     max_lr: float = 6e-4  # learning rate after warm-up
     min_lr: float | None = None  # learning rate at the end; None: a tenth of --max-lr
     warmup_steps: int = 715  # steps of linear warm-up: GPT-3's 375M tokens at 524,288 a step
-    optimizer: Literal["adamw", "muon"] = "adamw"  # for the blocks' matrices; AdamW for the rest
+    warm_down: float | None = None  # in this last share of the run a line, not a cosine, to min_lr
+    optimizer: Literal["adamw", "muon", "muon-qkv"] = "adamw"  # for the blocks' matrices
     shard: Literal["none", "optimizer", "model"] = "none"  # divide averages, or all, among ranks
     weight_decay: float = 0.1  # for matrices and embeddings; biases and norms have none
     shuffle: bool = False  # shuffle shards, and documents within each, anew every epoch
@@ -396,7 +397,7 @@ PRESETS = {
         temperature=0.8, hellaswag="heldout", hellaswag_limit=500, eval_every=500, print_every=50,
     ),
 }
-PRESETS |= {name: TrainConfig(**settings) for name, settings in OWN_TEXT.items()}
+PRESETS |= {name: TrainConfig(**settings) for name, settings in (OWN_TEXT | BEST).items()}
 PRESETS = {name: replace(preset, out_dir=f"log/{name}") for name, preset in PRESETS.items()}
 
 
@@ -447,12 +448,12 @@ def configure_optimizer(model, weight_decay, learning_rate, kind="adamw", muon=t
     Weight decay is for matrices and embeddings, which have two dimensions; a bias or a norm's scale
     has no reason to be near zero. The shared matrix is one parameter, so it is counted once.
 
-    kind "muon": Muon updates the blocks' matrices, computing in the dtype `muon`; AdamW the rest.
+    kind "muon": Muon, in the dtype `muon`, has the blocks' matrices; "muon-qkv": q, k and v apart.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     # Muon is for the blocks' weight matrices, not for embeddings (the vocabulary's matrix is one)
     matrices = [p for name, p in named if p.dim() == 2 and "transformer.h." in name
-                and kind == "muon"]
+                and kind != "adamw"]
     params = [p for _, p in named if all(p is not m for m in matrices)]
     groups = [
         {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
@@ -461,16 +462,19 @@ def configure_optimizer(model, weight_decay, learning_rate, kind="adamw", muon=t
     fused = params[0].device.type in ("cuda", "cpu", "mps")  # devices with a fused kernel
     adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=fused)
     return adamw if kind == "adamw" else MuonAdamW(
-        Muon(matrices, learning_rate, weight_decay, dtype=muon), adamw)
+        Muon(matrices, learning_rate, weight_decay, dtype=muon, qkv=kind == "muon-qkv"), adamw)
 
 
-def get_lr(step, max_lr, min_lr, warmup_steps, max_steps):
+def get_lr(step, max_lr, min_lr, warmup_steps, max_steps, warm_down=None):
     """Learning rate of update `step`, counted from 0: linear warm-up, which wastes no update on a
-    rate of 0, then a cosine down to min_lr. GPT-3 paper, appendix B."""
+    rate of 0, then a cosine down to min_lr (GPT-3 paper, appendix B). With warm_down it stays at
+    max_lr until that last share of the run, in which it falls along a line."""
     if step < warmup_steps:
         return max_lr * (step + 1) / warmup_steps
     if step >= max_steps:
         return min_lr
+    if warm_down:
+        return min_lr + (max_lr - min_lr) * min(1, (max_steps - step) / max_steps / warm_down)
     decay_ratio = (step - warmup_steps) / (max_steps - warmup_steps)  # 0 to 1
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * decay_ratio)) * (max_lr - min_lr)
 
@@ -733,7 +737,7 @@ def training_loop(config, t, exam, folder, stop):
         # ---- one training step
         t0 = time.perf_counter()
         lr = get_lr(ramp.set_batch(t, folder.log), config.max_lr, config.final_lr,
-                    config.warmup_steps, ramp.n)
+                    config.warmup_steps, ramp.n, config.warm_down)
         loss, norm = train_step(t, lr)
         dt = time.perf_counter() - t0
         folder.log.value(t.step, "train", loss)

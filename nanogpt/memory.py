@@ -16,7 +16,7 @@ class Memory:
         self.config, self.c, self.e, self.on_cpu = config, net.config, e, on_cpu
         self.world, self.n = world, config.B * config.T
         self.accumulates = config.total_batch_size > self.n * world
-        self.muon = config.optimizer == "muon"
+        self.muon = config.optimizer != "adamw"
         self.divided = config.shard == "model" and world > 1
         # bytes of all weights, of a block's matrices, of the matrix that reads and writes tokens
         self.all = 4 * net.num_params()

@@ -50,11 +50,12 @@ class Muon(torch.optim.Optimizer):
     momentum 0.95 with Nesterov's look ahead: Jordan et al. 2024. weight_decay is decoupled, as in
     AdamW. An update's root mean square is 0.2 lr, which is typical of AdamW, so that one learning
     rate serves both (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2). dtype:
-    that of the five rounds."""
+    that of the five rounds. qkv: a matrix with three times as many rows as columns is attention's
+    c_attn, and its queries, keys and values are three matrices."""
 
-    def __init__(self, params, lr, weight_decay=0.1, momentum=0.95, dtype=torch.float32):
+    def __init__(self, params, lr, weight_decay=0.1, momentum=0.95, dtype=torch.float32, qkv=False):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
-        self.dtype = dtype
+        self.dtype, self.qkv = dtype, qkv
 
     @torch.no_grad()
     def step(self):
@@ -77,9 +78,14 @@ class Muon(torch.optim.Optimizer):
             grad, average = local(p.grad), local(self.state[p]["momentum_buffer"])
             average.lerp_(grad, 1 - group["momentum"])
             torch.lerp(grad, average, group["momentum"], out=G)
-        # min(p.shape) singular values near 1 make a root mean square of 1 / sqrt(max(p.shape))
-        size = group["lr"] * (0.2 * max(params[0].shape) ** 0.5)
-        directions = by_matrix(orthogonalize, ahead.to(self.dtype), params[0])
+        rows, columns = params[0].shape
+        if self.qkv and rows == 3 * columns:
+            rows = columns  # of q, of k and of v
+        # min(rows, columns) singular values near 1: a root mean square of 1 / sqrt(max(...))
+        size = group["lr"] * (0.2 * max(rows, columns) ** 0.5)
+        directions = by_matrix(
+            lambda G: orthogonalize(G.reshape(-1, rows, columns)).reshape(G.shape),
+            ahead.to(self.dtype), params[0])
         for p, direction in zip(map(local, params), directions, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-size)
 

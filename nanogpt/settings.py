@@ -43,6 +43,8 @@ def check_limits(config):
         raise UserError("--B auto is for training: with --eval-only give a number")
     if config.dropout >= 1:
         raise UserError(f"--dropout {config.dropout}: give less than 1")
+    if config.warm_down is not None and not 0 < config.warm_down <= 1:
+        raise UserError(f"--warm-down {config.warm_down}: give a share of the run, such as 0.4")
     if not config.eval_only and (config.eval_text or config.lambada != "none"):
         raise UserError("--eval-text and --lambada need --eval-only: give it, too")
     if config.profile and config.profile + 3 > (config.max_steps or math.inf):

@@ -127,7 +127,7 @@ def try_out(config, model, device, saved):
     if same and usable(chosen, device):
         return chosen
     chosen = {"machine": machine(device)}
-    if config.optimizer == "muon":
+    if config.optimizer != "adamw":
         chosen["muon"] = str(quicker_dtype(device))[6:]
     if device.type == "cpu":
         chosen["products"] = (try_products(model, config.B * config.T)

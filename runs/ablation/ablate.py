@@ -8,7 +8,8 @@
 `base` is the video's recipe: AdamW, its initialization, a cosine down to a tenth. A name is one
 change of it, or several joined by `+`. The seed decides on the weights and on the order of the
 documents, so with the same seed all names start from the same weights and see the same tokens. A
-finished run is a line of rows.jsonl and is not run again. `table` needs scipy, which `pip install -e ".[test]"` brings.
+finished run is a line of rows.jsonl and is not run again. `table` needs scipy, which
+`pip install -e '.[test]'` brings.
 """
 
 import argparse
