@@ -229,46 +229,58 @@ def learn_pairs(source, out):
     tokenizer.save(out)
 
 
-def compare(rows):
-    """[(name, [difference of each seed], p)], each name with what it changes, the best first.
+def kind_of(name):
+    """Differences of the same kind vary alike from seed to seed: those of averages within a run the
+    least, those between two runs with AdamW the most."""
+    if "ema" in name.rpartition("+")[2]:
+        return "averages"
+    return "changes of Muon's run" if before(name) != "base" else "changes of AdamW's run"
 
-    All differences share one variance, pooled over the names (a few seeds cannot estimate their own
-    well), so t has (names) (seeds - 1) degrees of freedom. p: two-sided, times the number of names
-    (Bonferroni)."""
+
+def compare(rows):
+    """[(name, difference of each seed, p)], the best first; {kind: (deviation, its freedom)}.
+
+    Each name is compared with what it changes. Differences of a kind share one variance, pooled
+    over names, since a few seeds cannot estimate each alone. p: of a two-sided t-test, times the
+    number of names (Bonferroni)."""
     from scipy import stats
 
-    found = []
+    found, pools = {}, {}
     for name, losses in rows.items():
         others = rows.get(before(name), {})
         seeds = sorted(losses.keys() & others.keys())
         if name != "base" and len(seeds) > 1:
-            found.append((name, [losses[seed] - others[seed] for seed in seeds]))
-    free = sum(len(differences) - 1 for _, differences in found)
-    squares = sum((d - sum(ds) / len(ds)) ** 2 for _, ds in found for d in ds)
-    deviation = (squares / free) ** 0.5
+            found[name] = [losses[seed] - others[seed] for seed in seeds]
+    for kind in {kind_of(name) for name in found}:
+        mine = [ds for name, ds in found.items() if kind_of(name) == kind]
+        free = sum(len(ds) - 1 for ds in mine)
+        squares = sum((d - sum(ds) / len(ds)) ** 2 for ds in mine for d in ds)
+        pools[kind] = (squares / free) ** 0.5, free
     table = []
-    for name, ds in found:
-        mean = sum(ds) / len(ds)
-        p = 2 * stats.t.sf(abs(mean) / (deviation / len(ds) ** 0.5), free)
-        table.append((name, ds, min(1.0, p * len(found))))
-    return sorted(table, key=lambda row: sum(row[1]) / len(row[1])), deviation, free
+    for name, ds in found.items():
+        deviation, free = pools[kind_of(name)]
+        t = abs(sum(ds) / len(ds)) / (deviation / len(ds) ** 0.5)
+        table.append((name, ds, min(1.0, 2 * stats.t.sf(t, free) * len(found))))
+    return sorted(table, key=lambda row: sum(row[1]) / len(row[1])), pools
 
 
 def print_table():
-    rows = read_rows()
     rows = {name: {seed: loss for seed, loss in losses.items() if seed != 100}
-            for name, losses in rows.items()}
-    table, deviation, free = compare(rows)
-    print("| change | against | validation | difference | by seed | p |")
+            for name, losses in read_rows().items()}
+    averaged = ("base", "muon", "muon+apart", "muon+apart+linear")
+    table, pools = compare({name: losses for name, losses in rows.items()
+                            if "ema" not in name or before(name) in averaged})
+    print("| change | of | validation | difference | by seed | p |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, ds, p in [("base", [], None), *table]:
         mean = sum(rows[name].values()) / len(rows[name])
-        cells = [name, before(name) if ds else "", f"{mean:.4f}"]
-        cells += [f"{sum(ds) / len(ds):+.4f}", " ".join(f"{d:+.4f}" for d in ds),
+        cells = [name, before(name) if ds else "", f"{mean:.3f}"]
+        cells += [f"{sum(ds) / len(ds):+.3f}", " ".join(f"{d:+.3f}" for d in ds),
                   f"{p:.2g}"] if ds else ["", "", ""]
         print(f"| {' | '.join(cells)} |")
-    print(f"\nA difference's standard deviation between seeds, pooled: {deviation:.4f} ({free} "
-          f"degrees of freedom); p is multiplied by the {len(table)} comparisons.")
+    for kind, (deviation, free) in sorted(pools.items()):
+        print(f"\nstandard deviation between seeds, {kind}: {deviation:.4f} ({free} degrees of "
+              "freedom)")
 
 
 def main():
