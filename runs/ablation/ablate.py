@@ -229,47 +229,28 @@ def learn_pairs(source, out):
     tokenizer.save(out)
 
 
-def kind_of(name):
-    """Differences of the same kind vary alike from seed to seed: those of averages within a run the
-    least, those between two runs with AdamW the most."""
-    if "ema" in name.rpartition("+")[2]:
-        return "averages"
-    return "changes of Muon's run" if before(name) != "base" else "changes of AdamW's run"
-
-
 def compare(rows):
-    """[(name, difference of each seed, p)], the best first; {kind: (deviation, its freedom)}.
+    """[(name, difference of each seed, p)], the best first: each name against what it changes.
 
-    Each name is compared with what it changes. Differences of a kind share one variance, pooled
-    over names, since a few seeds cannot estimate each alone. p: of a two-sided t-test, times the
-    number of names (Bonferroni)."""
+    p: of a two-sided paired t-test of this name alone, not corrected for the number of names."""
     from scipy import stats
 
-    found, pools = {}, {}
+    table = []
     for name, losses in rows.items():
         others = rows.get(before(name), {})
         seeds = sorted(losses.keys() & others.keys())
         if name != "base" and len(seeds) > 1:
-            found[name] = [losses[seed] - others[seed] for seed in seeds]
-    for kind in {kind_of(name) for name in found}:
-        mine = [ds for name, ds in found.items() if kind_of(name) == kind]
-        free = sum(len(ds) - 1 for ds in mine)
-        squares = sum((d - sum(ds) / len(ds)) ** 2 for ds in mine for d in ds)
-        pools[kind] = (squares / free) ** 0.5, free
-    table = []
-    for name, ds in found.items():
-        deviation, free = pools[kind_of(name)]
-        t = abs(sum(ds) / len(ds)) / (deviation / len(ds) ** 0.5)
-        table.append((name, ds, min(1.0, 2 * stats.t.sf(t, free) * len(found))))
-    return sorted(table, key=lambda row: sum(row[1]) / len(row[1])), pools
+            ds = [losses[seed] - others[seed] for seed in seeds]
+            table.append((name, ds, stats.ttest_1samp(ds, 0).pvalue))
+    return sorted(table, key=lambda row: sum(row[1]) / len(row[1]))
 
 
 def print_table():
     rows = {name: {seed: loss for seed, loss in losses.items() if seed != 100}
             for name, losses in read_rows().items()}
     averaged = ("base", "muon", "muon+apart", "muon+apart+linear")
-    table, pools = compare({name: losses for name, losses in rows.items()
-                            if "ema" not in name or before(name) in averaged})
+    table = compare({name: losses for name, losses in rows.items()
+                     if "ema" not in name or before(name) in averaged})
     print("| change | of | validation | difference | by seed | p |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, ds, p in [("base", [], None), *table]:
@@ -278,9 +259,6 @@ def print_table():
         cells += [f"{sum(ds) / len(ds):+.3f}", " ".join(f"{d:+.3f}" for d in ds),
                   f"{p:.2g}"] if ds else ["", "", ""]
         print(f"| {' | '.join(cells)} |")
-    for kind, (deviation, free) in sorted(pools.items()):
-        print(f"\nstandard deviation between seeds, {kind}: {deviation:.4f} ({free} degrees of "
-              "freedom)")
 
 
 def main():
