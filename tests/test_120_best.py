@@ -115,6 +115,15 @@ def test_it_is_the_videos_run_but_for_these():
                                       max_lr=1.2e-3, out_dir="log/best")
 
 
+def test_a_run_follows_the_line(tmp_path, monkeypatch):
+    rates, step = [], train_gpt2.train_step
+    monkeypatch.setattr(train_gpt2, "train_step", lambda t, lr: rates.append(lr) or step(t, lr))
+    main_here(monkeypatch, *RUN, "--data", write_shards(tmp_path / "data"), "--max-steps", 8,
+              "--warmup-steps", 0, "--max-lr", 1e-3, "--min-lr", 0, "--warm-down", 0.5,
+              "--out-dir", tmp_path / "run")
+    assert rates == pytest.approx([1e-3] * 5 + [7.5e-4, 5e-4, 2.5e-4])
+
+
 def test_a_run_and_its_resume(tmp_path, monkeypatch):
     """Both ways to the same weights: schedule and optimizer depend on the step alone."""
     data = "--data", write_shards(tmp_path / "data")
