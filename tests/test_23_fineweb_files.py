@@ -9,7 +9,7 @@ from nanogpt.sources import find_source
 
 def write_files(folder):
     """Files that are not made in the order of their names, and two that hold no text."""
-    sizes = {"b.parquet": 3_000, "a.parquet": 70, "more/c.parquet": 0, "a.md": 5, "parquet": 6}
+    sizes = {"b.parquet": 3_000, "a.parquet": 70, "more/c.parquet": 0, "a.pdf": 5, "parquet": 6}
     for name, size in sizes.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(name[:1].encode() * size)
@@ -34,8 +34,8 @@ def test_path_opens_the_file(tmp_path):
 def test_a_source_without_files_is_one_line(tmp_path):
     """A name that is not there, a folder without files of text, another file."""
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "a.md").write_text("a")
-    (tmp_path / "a.md").write_text("a")
-    for name in "nowhere", "empty", "a.md":
+    (tmp_path / "empty" / "a.pdf").write_text("a")
+    (tmp_path / "a.pdf").write_text("a")
+    for name in "nowhere", "empty", "a.pdf":
         refused(fineweb(tmp_path / name, tmp_path / "out"), name, "nothing to read", "folder")
         assert not (tmp_path / "out").exists()
