@@ -38,9 +38,8 @@ class Heartbeat:
         self.seen = [("", "a machine not heard of", "at its start")] * world_size
         self.here, self.over = "", threading.Event()
         self.begin_anew()
-        self.threads = [threading.Thread(target=self.beat), threading.Thread(target=self.judge)]
+        self.threads = [threading.Thread(target=f, daemon=True) for f in (self.beat, self.judge)]
         for thread in self.threads:
-            thread.daemon = True
             thread.start()
         atexit.register(self.stop)  # a thread inside torch would crash Python's end
 
@@ -60,9 +59,11 @@ class Heartbeat:
             try:
                 # if the server is gone, this fails in silence, unlike a call to the store
                 socket.create_connection(self.server, timeout=self.patience).close()
-                store = store or dist.TCPStore(
-                    *self.server, is_master=False, wait_for_workers=False,
-                    timeout=datetime.timedelta(seconds=self.patience))
+                if not store:
+                    store = dist.TCPStore(*self.server, is_master=False, wait_for_workers=False,
+                                          timeout=datetime.timedelta(seconds=self.patience))
+                    for key, beat in zip(self.keys, self.seen, strict=True):
+                        store.compare_set(key, "", "|".join(beat))  # multi_get waits for keys
                 store.set(self.keys[self.rank],
                           f"{time.monotonic()}|{socket.gethostname()}|{place()}")
                 for rank, text in enumerate(store.multi_get(self.keys)):
@@ -91,9 +92,8 @@ class Heartbeat:
             address = "{}:{} (rank 0's machine)".format(*self.server)
             return (f"rank {self.rank} has had no answer from {address} for "
                     f"{now - self.answered:.0f} s: it or the network is down")
-        for rank, heard in enumerate(self.heard):
+        for rank, (heard, (_, host, where)) in enumerate(zip(self.heard, self.seen, strict=True)):
             if now - heard > self.patience:
-                _, host, where = self.seen[rank]
                 return (f"rank {self.rank} waits for rank {rank} ({host}), silent for "
                         f"{now - heard:.0f} s, last seen {where}: it, its machine or the network "
                         "is down")
@@ -110,6 +110,6 @@ class Heartbeat:
         for rank, (_, host, where) in enumerate(self.seen):
             places[where].append(f"rank {rank} ({host})")
         if len(places) > 1:
-            said = [f"{', '.join(ranks)} {where}" for where, ranks in places.items()]
-            print("waiting    |", "; ".join(said), flush=True)
+            print("waiting    |", "; ".join(f"{', '.join(ranks)} {where}"
+                                            for where, ranks in places.items()), flush=True)
 

@@ -96,6 +96,22 @@ def test_words_for_silence(pair):
         assert mine.silence() == ""
 
 
+def test_a_rank_that_never_beat_is_named_too():
+    """The others go on beating and hear each other; only that one counts as silent."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    both = [Heartbeat("127.0.0.1", server.port, "beat", rank, 3, 200, 30) for rank in range(2)]
+    until = time.monotonic() + 20
+    while not all(text for each in both for text, _, _ in each.seen[:2]):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    for mine in both:
+        mine.stop()
+        assert mine.silence() == ""
+        mine.heard[2] = time.monotonic() - 201
+        assert f"rank {mine.rank} waits for rank 2 (a machine not heard of), silent for 201 s, " \
+               "last seen at its start: " in mine.silence()
+
+
 def test_rank_0_says_who_waits_for_whom(pair, capsys):
     for mine in pair:
         mine.stop()
