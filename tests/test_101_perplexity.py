@@ -193,6 +193,7 @@ def test_ranks_share_texts_and_windows(folder, monkeypatch, capsys):
     assert done.returncode == 0, done.stderr
     [a], [b] = alone["models"], json.loads(done.stdout.splitlines()[-1])["models"]
     del a["seconds"], b["seconds"]
+    assert a.pop("model") == b.pop("model")
     assert b == pytest.approx(a, rel=1e-5)
 
 

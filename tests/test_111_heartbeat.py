@@ -85,11 +85,11 @@ def test_words_for_silence(pair):
     for rank, mine in enumerate(pair):
         assert mine.silence() == ""
         mine.stop()
-        mine.heard[1 - rank] -= 201
+        mine.heard[1 - rank] = time.monotonic() - 201
         host = os.uname().nodename if hasattr(os, "uname") else ""
         assert f"rank {rank} waits for rank {1 - rank} ({host}" in mine.silence()
         assert ", silent for 201 s, last seen " in mine.silence()
-        mine.answered -= 300
+        mine.answered = time.monotonic() - 300
         where = f"127.0.0.1:{mine.server[1]} (rank 0's machine)"
         assert f"rank {rank} has had no answer from {where} for 300 s: " in mine.silence()
         mine.begin_anew()
