@@ -65,9 +65,9 @@ def load(config, device):
 def write(net, enc, config, prompt):
     """Print the samples as they come, one after the other, though B are computed at once."""
     began, n_tokens, size = time.perf_counter(), 0, net.config.block_size
-    # without a prompt a document begins, or a line where documents have no end-of-text
-    parts = cut(prompt or "\n" * (enc.eot_token is None))
-    ids = [id for part in parts for id in enc.encode_ordinary(part)] or [enc.eot_token]
+    line = "\n" * (enc.eot_token is None and "\n" in getattr(enc, "characters", "\n"))
+    parts = [enc.encode_ordinary(part) for part in cut(prompt or line)]
+    ids = sum(parts, []) or [enc.eot_token or 0]  # without a prompt, a document or a line begins
     if len(ids) + config.max_tokens > size:
         say_once(f"past {size} tokens the window slides: it reads the last {size // 2} to {size}")
     for first in range(0, config.n, config.B):

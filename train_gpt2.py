@@ -56,7 +56,7 @@ from nanogpt.scores import score_models
 from nanogpt.settings import check_fit
 from nanogpt.sharding import OwnedOptimizer
 from nanogpt.shards import TokenStream, load_data, validation_rows
-from nanogpt.tokenizer import check_tokenizer, get_tokenizer
+from nanogpt.tokenizer import check_tokenizer, fit_prompt, get_tokenizer
 from nanogpt.trial import try_out
 from nanogpt.weights import TRANSPOSED, check_names, read_pretrained, write_pretrained
 
@@ -470,7 +470,7 @@ def get_lr(step, max_lr, min_lr, warmup_steps, max_steps, warm_down=None):
     rate of 0, then a cosine down to min_lr (GPT-3 paper, appendix B). With warm_down it stays at
     max_lr until that last share of the run, in which it falls along a line."""
     if step < warmup_steps:
-        return max_lr * (step + 1) / warmup_steps
+        return max_lr * min(1, (step + 1) / warmup_steps)
     if step >= max_steps:
         return min_lr
     if warm_down:
@@ -770,13 +770,13 @@ def main():
             for stream in train, val:
                 stream.check(progress=ranks.master_process)
         train.enc = enc = get_tokenizer(train.tokenizer)
-        enc.encode_ordinary(config.prompt)  # characters that it cannot have are refused now
+        config = replace(config, prompt=fit_prompt(enc, config.prompt, PRESETS))
         net = init_model(config, ranks.master_process)
         check_tokenizer(enc, config.init_from)
         encoded = hellaswag.load_run(config, enc, net.config.block_size, val)
     c = net.config  # the log must have the network's real sizes, --init-from's too
     config = replace(config, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd,
-                     B=choose_batch(config, net, ranks))
+                     B=choose_batch(config, net, train, ranks))
     exam = Exam(val, enc, encoded)
     with RunFolder(config, ranks) as folder, Stop() as stop:
         saved = folder.open(train, net, Ramp(config, train).last_step({}))

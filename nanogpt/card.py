@@ -28,7 +28,7 @@ A GPT-2 by lecture {version} of train_gpt2.py. It continues a text and does not 
 | --- | --- |
 | text | {source}; tokenizer: {tokenizer}, {vocab_size:,} ids |
 | network | {n_layer} layers, {n_head} heads, {n_embd} channels: {parameters:,} parameters |
-| training | {step:,} steps of {batch:,} tokens, {block_size} at a time: {epochs:.2f} epochs |
+| training | {step:,} steps, {tokens:,} tokens, {block_size} at a time: {epochs:.2f} epochs |
 {losses}
 
 ![loss of training and validation](curves.png)
@@ -56,7 +56,7 @@ def model_card(net, stream, facts, log):
     return CARD.format(
         **vars(net.config), parameters=net.num_params(), more=more, step=facts["step"],
         name=Path(config["out_dir"]).name, version=__version__, tokenizer=stream.enc.name,
-        source=source.replace("|", "\\|"), batch=config["total_batch_size"],
+        source=source.replace("|", "\\|"), tokens=facts["position"],
         epochs=facts["position"] / stream.n_tokens, losses="\n".join(losses),
         command=shlex.join(["python", "train_gpt2.py", *sys.argv[1:]]), prompt=config["prompt"])
 

@@ -22,10 +22,9 @@ SHEETS = {"B200": (180, 1000), "H200": (141, 700), "H100": (80, 700), "A100": (4
 
 
 def find_card(name):
-    """The Card with this name. Raises UserError if it is unknown."""
-    if name not in SHEETS:
+    """The Card with this name, h100 too. Raises UserError if it is unknown."""
+    if (name := name.upper()) not in SHEETS:
         raise UserError(f"--card {name}{did_you_mean(name, SHEETS)}: choose cpu or one of "
                         f"{', '.join(SHEETS)}")
-    kind = name.partition("-")[0]
-    peak = next(peak for full, peak in PEAK_TFLOPS.items() if full.split()[-1] == kind)
-    return Card(*SHEETS[name], peak)
+    peaks = {full.split()[-1]: peak for full, peak in PEAK_TFLOPS.items()}
+    return Card(*SHEETS[name], peaks[name.partition("-")[0]])

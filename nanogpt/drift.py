@@ -31,13 +31,13 @@ def factors(device):
 def checksum(x):
     """A tensor's bits as one int64 on its device: the sum of factor times word, modulo 2^64.
 
-    An odd factor loses no bit of its word: a flipped bit always shows. Factors differ, so words
-    that changed places show too.
+    An odd factor loses no bit of its word, and words that change places show, for factors differ.
+    Upper halves are mixed into lower ones: of last bits alone, a sum shows only the parity.
     """
     data = x.detach().contiguous().view(-1).view(torch.uint8)
     if len(data) % 8 or data.storage_offset() % 8:
         data = F.pad(data, (0, -len(data) % 8))
-    parts = [(words * factors(x.device)[: len(words)]).sum()
+    parts = [((words ^ (words >> 32 & 0xFFFFFFFF)) * factors(x.device)[: len(words)]).sum()
              for words in data.view(torch.int64).split(CHUNK)]
     return parts[0] if len(parts) == 1 else checksum(torch.stack(parts))
 

@@ -14,23 +14,23 @@ import torch.distributed as dist
 
 PATIENCE = 40  # seconds of silence after which a rank counts as gone; a slow one still beats
 BEAT, NOTE = 2, 60  # seconds between beats; of waiting before rank 0 prints where each rank is
-ROOT = Path(__file__).parent.parent
+ROOT = f"{Path(__file__).parent.parent}{os.sep}"
 
 
 def place():
     """Where in the program this process's main thread is, in words."""
     frame = sys._current_frames()[threading.main_thread().ident]
-    while not frame.f_code.co_filename.startswith(str(ROOT)):
-        if not (frame := frame.f_back):
-            return "elsewhere"
-    file = Path(frame.f_code.co_filename).relative_to(ROOT).as_posix()
-    return f"in {frame.f_code.co_name} ({file}, line {frame.f_lineno})"
+    while frame:
+        before, _, file = frame.f_code.co_filename.partition(ROOT)
+        if file and not before and "site-packages" not in file:  # a virtual environment in here
+            return f"in {frame.f_code.co_name} ({file.replace(os.sep, '/')}, line {frame.f_lineno})"
+        frame = frame.f_back
+    return "elsewhere"
 
 
 class Heartbeat:
-    """Beats for this rank and listens to the others, through the store at address:port, with keys
-    that begin with `name`. Only times of this machine's monotonic clock are compared. One thread
-    only judges: over a pulled cable, calls to the store do not return."""
+    """Beats for this rank and listens to the others, through the store at address:port. Clocks of
+    two machines are never compared. One thread only judges: calls to the store may not return."""
 
     def __init__(self, address, port, name, rank, world_size, patience=PATIENCE, note=NOTE):
         self.server, self.rank, self.patience, self.note = (address, port), rank, patience, note

@@ -11,7 +11,7 @@ from nanogpt.common import UserError
 
 @contextlib.contextmanager
 def locked(folder, program, flag, wait=False):
-    """Keep a second `program` out of the folder, if its disk has locks: wait, or UserError."""
+    """Keep a second `program` out of the folder, if its disk has locks. Raises UserError."""
     lock = FileLock(Path(folder) / ".lock")
     warnings.filterwarnings("ignore", "flock not supported")  # a file with the owner must do
     try:

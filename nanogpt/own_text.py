@@ -33,28 +33,32 @@ def folder_beside(data, tokenizer):
     path = Path("data/shakespeare" if data == "shakespeare" else data)
     if address := ADDRESS.match(data):
         path = Path("data", re.sub(r"[^\w.-]+", "_", data[address.end() :])[-200:].strip("._"))
-    path = path if path.name.strip(".") else path.resolve()  # . and .. are folders, too
-    return Path(f"{path}.{Path(tokenizer).stem if tokenizer.endswith('.json') else tokenizer}")
+    if tokenizer.endswith(".json") and Path(tokenizer).exists():  # every checkpoint has one
+        tokenizer = f"{Path(tokenizer).stem}-{digest(tokenizer)[1][:8]}"
+    return Path(f"{path if path.name.strip('.') else path.resolve()}.{Path(tokenizer).name}")
+
+
+def own_tokenizer(config):
+    """The key of a text's tokenizer: --tokenizer, else that of --init-from's folder, else gpt2."""
+    folder = config.init_from if Path(config.init_from or "-").is_dir() else None
+    return config.tokenizer or (folder_key(folder) if folder else "gpt2")
 
 
 def own_shards(config, ranks):
-    """The config, with the folder of its shards as --data, if it is a text. If need be, one rank of
-    each machine makes them: by --tokenizer, else by that of --init-from's folder, else by gpt2."""
+    """The config, with its text's shards as --data, which one rank of each machine makes."""
     if not is_text(config.data):
         return config
-    data, tokenizer = config.data, config.tokenizer or "gpt2"
-    if config.init_from and Path(config.init_from).is_dir() and not config.tokenizer:
-        tokenizer = folder_key(config.init_from)
-    out = folder_beside(data, tokenizer)
+    data, key = config.data, own_tokenizer(config)
+    out = folder_beside(data, key)
     with one_rank_first(ranks):
         if ranks.ddp_local_rank == 0:
             try:
-                make(data, tokenizer, out)
+                make(data, key, out)
             except UserError as error:
                 said = str(error).replace("--source", "--data").partition(", a data set of")[0]
-                if any(word in said for word in ("--column", "--out", "another folder")):
-                    said += f" (python fineweb.py --source {data} --out FOLDER, then --data FOLDER)"
-                raise UserError(said) from None
+                more = f" (python fineweb.py --source {data} --tokenizer {key} --out F; --data F)"
+                raise UserError(said + more * any(
+                    word in said for word in ("--column", "--out", "another folder"))) from None
     return replace(config, data=str(out))
 
 
@@ -63,20 +67,18 @@ def make(data, tokenizer, out):
     source = find_source(data)
     made_from = {name: [size, Path(source.path(i)).stat().st_mtime_ns]
                  for i, (name, size) in enumerate(zip(source.files, source.sizes, strict=True))}
-    if tokenizer.endswith(".json") and Path(tokenizer).exists():
-        made_from["tokenizer"] = digest(tokenizer)
     old, files = read_old(out)
     if old.get("complete") and old.get("made_from") == made_from and all(
             (out / file).exists() for file in files):
         return
     print(f"{data}: its shards are made in {out}, with --tokenizer {tokenizer}", flush=True)
+    if not any(source.texts()):  # looks at the first: one that cannot be read changes nothing
+        raise UserError(f"{data} holds no text: name another --data")
     if old.get("made_from", made_from) != made_from:
         with locked(out, "program", "--data", wait=True):
             old, files = read_old(out)  # again: now nobody else writes there
             for file in files if old.get("made_from") != made_from else ():
                 (out / file).unlink(missing_ok=True)
-    if not any(source.texts()):  # looks at the first: one that cannot be read leaves no folder
-        raise UserError(f"{data} holds no text: name another --data")
     fineweb.make_shards(fineweb.Config(source=data, out=str(out), tokenizer=tokenizer),
                         wait=True, made_from=made_from)
 

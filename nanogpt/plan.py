@@ -7,17 +7,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
+import fineweb
 from nanogpt.cards import Card, find_card
 from nanogpt.common import UserError
+from nanogpt.drift import check_settings
 from nanogpt.memory import Memory, linux_bytes
-from nanogpt.own_text import folder_beside, is_text
-from nanogpt.ramp import check_ramp, read_ramp
+from nanogpt.own_text import folder_beside, is_text, own_tokenizer
+from nanogpt.ramp import Ramp, check_ramp, read_ramp
 from nanogpt.ranks import on_master
 from nanogpt.report import print_table
 from nanogpt.settings import check_limits
-from nanogpt.shards import count_steps, load_data
+from nanogpt.shards import load_data
+from nanogpt.sources import estimate_tokens, find_source
 from nanogpt.speed import measured_speed, published_speed
-from nanogpt.tokenizer import TOKENIZERS
+from nanogpt.tokenizer import TOKENIZERS, get_tokenizer
 
 # other ways to train the same network, each a line of the plan
 VARIANTS = {"as given": {}, "--recompute": {"recompute": True},
@@ -53,8 +56,8 @@ def find_place(config, ranks):
     if config.card not in ("", "cpu"):
         card = find_card(config.card)
         return Place(world, 0.9 * 2**30 * card.memory, 2, False, card)
-    on_cpu, e = ranks.device.type == "cpu", ranks.dtype.itemsize
-    return Place(world, free_memory(ranks.device), e, on_cpu)
+    on_cpu = ranks.device.type == "cpu"
+    return Place(world, free_memory(ranks.device), ranks.dtype.itemsize, on_cpu)
 
 
 def free_memory(device):
@@ -68,8 +71,9 @@ def free_memory(device):
     return 0.6 * linux_bytes("meminfo", "MemAvailable", 8e9) / processes
 
 
-def choose_batch(config, net, ranks):
-    """config.B; of --B auto the largest that fits, the same on every rank."""
+def choose_batch(config, net, stream, ranks):
+    """config.B; of --B auto the largest that fits, the same on every rank. Raises UserError."""
+    check_settings(config, stream, ranks)  # or one rank chooses, and waits for those that do not
     if config.B != "auto":
         return config.B
     here = find_place(replace(config, card="", ranks=None), ranks)
@@ -88,12 +92,18 @@ class Tokens:
 
 def find_tokens(config):
     """The Tokens of --data; without shards, those of the sample that fineweb.py makes."""
-    if is_text(config.data):
-        folder = folder_beside(config.data, config.tokenizer or "gpt2")
-        config = replace(config, data=str(folder))
+    data = config.data
+    if text := is_text(data):
+        config = replace(config, data=str(folder_beside(data, own_tokenizer(config))))
     with contextlib.suppress(ValueError, OSError):
         train, val = load_data(config, verify=False)
         return Tokens(train.n_tokens, val.n_tokens, train.vocab_size, f"measured in {config.data}")
+    if text:
+        source, key = find_source(data), own_tokenizer(config)
+        if key not in TOKENIZERS:  # counts the characters of chars
+            key = fineweb.find_key(fineweb.Config(source=data, tokenizer=key), source)
+        n, n_ids = estimate_tokens(source, key), TOKENIZERS.get(key) or get_tokenizer(key).n_vocab
+        return Tokens(n - n // 10, n // 10, n_ids, f"estimated from {data}")
     vocab_size = config.vocab_size or TOKENIZERS.get(config.tokenizer, TOKENIZERS["gpt2"])
     return Tokens(9_854_000_000, 100_000_000, vocab_size,
                   f"published for sample-10BT, since {config.data} has none")
@@ -155,10 +165,10 @@ def memory_rows(config, net, place):
 
 def time_rows(config, place, tokens, speed):
     """Speed, hours, energy and price, each with its source."""
-    steps, total, world = count_steps(config, tokens), config.total_batch_size, place.world
-    evaluations = -(-steps // config.eval_every) + 1
+    ramp, total, world = Ramp(config, tokens), config.total_batch_size, place.world
+    evaluations = -(-(steps := ramp.last_step({})) // config.eval_every) + 1
     read = evaluations * min(config.val_tokens, tokens.validation)  # forward: a third of the work
-    hours = speed.seconds / 3600 * (steps + read / total / 3)
+    hours = speed.seconds / 3600 * (ramp.n + read / total / 3)
     rows = [("process", f"{speed.process / 1e9:.3g} GB of memory at most: measured")]
     energy, price = "unknown: give --card", "unknown: give --price, dollars for a rank and an hour"
     if place.card:
@@ -176,7 +186,7 @@ def time_rows(config, place, tokens, speed):
 
 def disk_row(config, net, tokens):
     """Shards and checkpoints."""
-    steps, alone = count_steps(config, tokens), Memory(config, net)
+    steps, alone = Ramp(config, tokens).last_step({}), Memory(config, net)
     each, kept = alone.all + alone.moments(), -(-steps // config.checkpoint_every)
     if config.keep:
         kept = min(kept, config.keep + steps // (config.keep_every or steps + 1))

@@ -72,7 +72,7 @@ def read_settings(args, presets, about):
 def read_toml(path, config):
     """{setting: value} of a TOML file. Raises UserError for a key that is no field of `config`."""
     try:
-        given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        given = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise UserError(f"cannot read {path} ({error}): give a TOML file of `name = value` lines"
                         ) from None

@@ -296,7 +296,7 @@ class Progress:
             eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         print(f"step {step:5d} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
               f"dt {1000 * dt:.0f} ms | {tokens / dt:,.0f} tok/sec | MFU {mfu} | "
-              f"ETA {eta}")
+              f"ETA {eta}", flush=True)
 
 
 def print_ending(config, checkpoint, stop=None):

@@ -12,13 +12,13 @@ from nanogpt.ranks import share, sum_over_ranks
 KINDS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # what optimizers keep of a parameter
 
 
-def find_owners(params, world_size):
-    """{parameter: rank}. The largest goes first, to the rank that owns least so far. Every rank
-    finds the same owners."""
+def find_owners(sizes, world_size):
+    """{parameter: rank}. sizes: {parameter: numbers in its averages}. The largest goes first, to
+    the rank that owns least so far. Every rank finds the same owners."""
     owners, owned = {}, [0] * world_size
-    for p in sorted(params, key=torch.numel, reverse=True):
+    for p in sorted(sizes, key=sizes.get, reverse=True):
         owners[p] = owned.index(min(owned))
-        owned[owners[p]] += p.numel()
+        owned[owners[p]] += sizes[p]
     return owners
 
 
@@ -33,8 +33,9 @@ class OwnedOptimizer:
     def __init__(self, optimizer, ranks):
         self.optimizer, self.ranks = optimizer, ranks
         self.state, self.param_groups = optimizer.state, optimizer.param_groups
-        params = [p for group in self.param_groups for p in group["params"]]
-        self.owners = find_owners(params, ranks.ddp_world_size)
+        sizes = {p: p.numel() * (2 if "betas" in group else 1)  # AdamW keeps two averages, Muon one
+                 for group in self.param_groups for p in group["params"]}
+        self.owners = find_owners(sizes, ranks.ddp_world_size)
         self.zero_grad = optimizer.zero_grad
 
     @torch.no_grad()

@@ -80,9 +80,10 @@ def find_source(name, column=None, config=None, split="train"):
         folder, skipped = path.parent, ()
         files = [path] if path.is_file() and KINDS.search(path.name) else []
     if not files:
-        raise UserError(f"nothing to read in {name}: name a txt, md, jsonl, json, csv, tsv or "
-                        "parquet file (gz, zst too), a folder of them, a URL, a data set of the "
-                        "hub, or -")
+        missing = KINDS.search(path.name) and not path.exists()
+        raise UserError(f"{'no file' if missing else 'nothing to read in'} {name}: name a txt, md, "
+                        "jsonl, json, csv, tsv or parquet file (gz, zst too), a folder of them, a "
+                        "URL, a data set of the hub, or -")
     return Source(tuple(str(file.relative_to(folder)) for file in files),
                   tuple(file.stat().st_size for file in files), folder, column,
                   skipped=skipped)
@@ -131,8 +132,9 @@ def look_through(folder):
 
 
 def walk(folder, seen):
-    """The files below a folder, in order, except names that begin with . or _; each folder once."""
-    if folder.resolve() in seen:
+    """The files below a folder, in order, except names that begin with . or _, and runs; once."""
+    is_run = (folder / "log.txt").exists() and (folder / "config.toml").exists()
+    if folder.resolve() in seen or is_run:
         return
     seen.add(folder.resolve())
     for path in sorted(path for path in folder.iterdir() if path.name[0] not in "._"):

@@ -71,6 +71,17 @@ def key_of(manifest, folder):
     return str(name)
 
 
+def fit_prompt(enc, prompt, presets):
+    """The prompt; "" for a preset's that has other characters than the tokenizer. UserError."""
+    try:
+        enc.encode_ordinary(prompt)
+    except UserError as error:
+        if prompt not in [preset.prompt for preset in presets.values()]:
+            raise UserError(f"--prompt: {error}") from None
+        prompt = ""
+    return prompt
+
+
 def folder_key(folder):
     """The key of a network's tokenizer: its folder's tokenizer.json; without one, gpt2 or bytes by
     the number of ids, which some pad for speed. Raises UserError."""

@@ -120,7 +120,7 @@ def test_a_text_is_not_a_folder_of_shards(data, text, here):
 def test_where_they_are(here):
     for data, tokenizer, folder in (
             ("a.txt", "gpt2", "a.txt.gpt2"), ("b/c/", "chars", "b/c.chars"),
-            ("b/a.txt", "else/my.json", "b/a.txt.my"), ("shakespeare", "chars",
+            ("b/a.txt", "else/my.json", "b/a.txt.my.json"), ("shakespeare", "chars",
                                                         "data/shakespeare.chars")):
         assert str(folder_beside(data, tokenizer)) == os.path.normpath(folder)
     assert folder_beside(".", "bytes") == here.parent / f"{here.name}.bytes"
@@ -143,15 +143,27 @@ def test_made_again_when_the_text_has_changed(here):
         assert (out / "notes.txt").read_text() == "mine"
 
 
-def test_made_again_when_the_tokenizer_has_changed(here):
+def test_another_tokenizer_has_another_folder(here):
+    made = []
     for characters in " ,;abce", " ,;abcex":
         encoding.cache_clear()  # a process reads a file once
         (here / "my.json").write_text(tokenizer_json(get_tokenizer(f"chars:{characters}")))
         out = own_shards(config_of("a.txt", "my.json"), CPU).data
-        assert out == "a.txt.my"
+        assert out.startswith("a.txt.my-") and len(out) == len("a.txt.my-") + 8
         assert json.loads((here / out / "manifest.json").read_text())["characters"] == characters
-    own_shards(config_of("a.txt", "chars"), CPU)  # another folder
-    assert (here / "a.txt.my").exists() and (here / "a.txt.chars").exists()
+        made.append(contents(here / out))
+    own_shards(config_of("a.txt", "chars"), CPU)
+    folders = sorted(here.glob("a.txt.*"))  # a run may still read the older one
+    assert len(folders) == 3 and all(contents(folder) in made for folder in folders[1:])
+
+
+def test_a_text_that_cannot_be_read_any_more_leaves_its_shards(here):
+    out = here / own_shards(config_of("a.txt", "bytes"), CPU).data
+    before = contents(out)
+    (here / "a.txt").write_bytes("mended".encode("utf-16"))
+    with pytest.raises(UserError, match="a.txt line 1: "):
+        own_shards(config_of("a.txt", "bytes"), CPU)
+    assert contents(out) == before
 
 
 def test_a_missing_shard_is_made_again(here):
@@ -231,7 +243,7 @@ def test_weights_bring_their_tokenizer(here):
         tokenizer_json(get_tokenizer("chars: ,;abcez")))
     out = own_shards(config_of("a.txt", init_from="weights"), CPU).data
     manifest = json.loads((here / out / "manifest.json").read_text())
-    assert (out, manifest["characters"]) == ("a.txt.tokenizer", " ,;abcez")
+    assert out.startswith("a.txt.tokenizer-") and manifest["characters"] == " ,;abcez"
     lively_gpt(vocab_size=257).save_pretrained("bytes")
     assert own_shards(config_of("a.txt", init_from="bytes"), CPU).data == "a.txt.bytes"
 
@@ -267,8 +279,7 @@ BAD = {
     "empty.txt": (b"", "empty.txt holds no text: name another --data"),
     "binary.txt": (b"\x00\xff\xfe\x01" * 99, "binary.txt line 1: 'utf-8' codec can't decode"),
     "two.csv": (b"n,body\n1,one\n2,two\n", "two.csv line 2: no text named text or content: choose "
-                "a --column of ['n', 'body'] (python fineweb.py --source two.csv --out FOLDER, "
-                "then --data FOLDER)"),
+                "a --column of ['n', 'body'] (python fineweb.py --source two.csv --tokenizer "),
     "a.doc": (b"some text", "nothing to read in a.doc: name a txt, "),
     "no.txt": (None, "tsv or parquet file (gz, zst too), a folder of them"),
 }

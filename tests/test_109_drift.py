@@ -60,6 +60,20 @@ def test_every_bit_counts_and_so_does_its_place(n):
     assert checksum(torch.cat((x, x))[n:]).item() == checksum(x).item(), "its place in memory"
 
 
+def test_the_same_bit_of_many_words_shows():
+    """A bad line of memory flips it in each word that passes. Signs are the last bits of words."""
+    torch.manual_seed(0)
+    x, rng = torch.randn(4096), random.Random(0)
+    usual = checksum(x).item()
+    for bit in range(64):
+        for n in 2, 2, 2, 3, 8, 64, 2048:
+            flipped, places = x.clone(), rng.sample(range(2048), n)
+            flipped.view(torch.int64)[places] ^= 1 << bit if bit < 63 else -(2**63)
+            assert checksum(flipped).item() != usual, f"bit {bit} of {n} words"
+    a, b = torch.tensor([0.1, 0.5, 0.2, -0.5]), torch.tensor([0.1, -0.5, 0.2, 0.5])
+    assert checksum(a).item() != checksum(b).item()
+
+
 def join(rank, world, port):
     """The Ranks of a process as torchrun starts it, when all have joined."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),

@@ -136,12 +136,24 @@ def test_it_says_so_by_itself(capsys):
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     server.set("beat 1", "7|b|in look_at (a|b.py, line 8)")
     mine, said = Heartbeat("127.0.0.1", server.port, "beat", 0, 2, 200, 0.1), ""
-    while "look_at" not in said:
+    here = "in test_it_says_so_by_itself (tests/test_111_heartbeat.py, line "
+    while here not in said or "look_at" not in said:
         time.sleep(0.05)
         said += capsys.readouterr().out
     mine.stop()
-    here = "in test_it_says_so_by_itself (tests/test_111_heartbeat.py, line "
-    assert here in said and "; rank 1 (b) in look_at (a|b.py, line 8)\n" in said
+    assert "; rank 1 (b) in look_at (a|b.py, line 8)\n" in said
+
+
+def test_other_programs_are_not_ours(monkeypatch, tmp_path):
+    """A folder whose name begins like ours, and packages inside ours."""
+    for name in "ours-venv", "ours/venv/lib/site-packages", "ours":
+        file = tmp_path / name / "lib.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        names = {}
+        exec(compile("def call(f):\n    return f()\n", str(file), "exec"), names)
+        monkeypatch.setattr(heartbeat, "ROOT", f"{tmp_path / 'ours'}{os.sep}")
+        said = names["call"](heartbeat.place)
+        assert said == ("in call (lib.py, line 2)" if name == "ours" else "elsewhere")
 
 
 def test_where_the_main_thread_is(monkeypatch, tmp_path):
@@ -153,7 +165,7 @@ def test_where_the_main_thread_is(monkeypatch, tmp_path):
         return thread.start(), thread.join(), sys._getframe().f_lineno
 
     *_, line = ask()
-    monkeypatch.setattr(heartbeat, "ROOT", tmp_path)
+    monkeypatch.setattr(heartbeat, "ROOT", f"{tmp_path}{os.sep}")
     ask()
     assert found == [f"in ask (tests/test_111_heartbeat.py, line {line})", "elsewhere"]
 

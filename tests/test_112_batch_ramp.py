@@ -96,7 +96,7 @@ def test_a_run_equals_a_loop_written_out(tmp_path, monkeypatch):
     position = 0
     for n in TAKEN:
         done = position / 512
-        lr = 3e-3 * (done + 1) / 3 if done < 3 else 3e-4 + 2.7e-3 / 2 * (
+        lr = 3e-3 * min(1, (done + 1) / 3) if done < 3 else 3e-4 + 2.7e-3 / 2 * (
             1 + torch.tensor((done - 3) / 17 * torch.pi).cos().item())
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -15,6 +15,7 @@ from nanogpt.cpu import choose_products, keeps_fp32, quicken
 from nanogpt.fsdp import whole_net
 from nanogpt.memory import Memory
 from nanogpt.ranks import Ranks, init_ranks
+from nanogpt.sharding import OwnedOptimizer
 
 PARTS = hasattr(torch.nn, "LinearCrossEntropyOptions")  # --loss-rows needs torch 2.13
 
@@ -164,6 +165,23 @@ def test_the_peak_of_a_rank_is_that_of_real_ranks(world, tmp_path):
         memory = planned(settings(ranks=world, **case), world)
         rel = 0.05 if world == 2 else 0.08  # rows that do not divide evenly are padded
         assert memory.peak() == pytest.approx(max(counted), rel=rel), case
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_moments_are_those_of_the_rank_that_owns_most(world, kind):
+    """GPT-2's: Muon keeps one average of a block's matrix, AdamW two of everything else."""
+    sizes = dict(n_layer=12, n_head=12, n_embd=768, vocab_size=50257, optimizer=kind)
+    with torch.device("meta"):
+        net = train_gpt2.init_model(settings(**sizes))
+    ranks = Ranks(torch.device("cpu"), ddp_world_size=world)
+    optimizer = OwnedOptimizer(train_gpt2.configure_optimizer(net, 0.1, 1e-3, kind), ranks)
+    matrices = {p for p in net.transformer.h.parameters() if p.dim() == 2 and kind == "muon"}
+    owned = [0] * world
+    for p, owner in optimizer.owners.items():
+        owned[owner] += 4 * p.numel() * (1 if p in matrices else 2)
+    memory = planned(settings(**sizes, shard="optimizer", ranks=world), world)
+    assert memory.moments() == pytest.approx(max(owned), rel=0.03)
 
 
 def test_what_ranks_share():

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers import TINY, main_here, write_shards
+from helpers import TINY, main_here, small_gpt, write_shards
 
 import train_gpt2
 from nanogpt.memory import Memory
-from nanogpt.plan import VARIANTS
+from nanogpt.plan import VARIANTS, find_tokens
 
 
 def plan_of(monkeypatch, capsys, *flags):
@@ -69,6 +69,20 @@ def test_a_text_has_the_vocabulary_of_its_tokenizer(tmp_path, monkeypatch, capsy
            for name in ("bytes", "gpt2")}
     assert wte["gpt2"] - wte["bytes"] == pytest.approx(4e-6 * 32 * (50257 - 257), rel=0.01)
     assert [path.name for path in tmp_path.iterdir()] == ["my.txt"]
+
+
+def test_a_text_by_its_characters_and_by_the_tokenizer_of_weights(tmp_path):
+    """As its run will find it, before there are shards."""
+    text = "Once upon a time\n" * 100
+    (tmp_path / "my.txt").write_text(text)
+    config = train_gpt2.replace(train_gpt2.PRESETS["laptop"], data=str(tmp_path / "my.txt"))
+    found = find_tokens(train_gpt2.replace(config, tokenizer="chars"))
+    assert found.vocab_size == len(set(text))
+    assert (found.n_tokens, found.validation) == (1530, 170) and "my.txt" in found.source
+    small_gpt(vocab_size=257).save_pretrained(tmp_path / "net")
+    config = train_gpt2.replace(config, tokenizer=None, init_from=str(tmp_path / "net"))
+    assert find_tokens(config).vocab_size == 257
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my.txt", "net"]
 
 
 @pytest.mark.parametrize("flags", [["--T", "0"], ["--n-head", "0"], ["--total-batch-size", "100"],

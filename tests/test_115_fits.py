@@ -1,8 +1,10 @@
 """What fits: the largest micro-batch on a card or here, --B auto, and the disk."""
 
+import os
+
 import pytest
 import torch
-from helpers import TINY, main_here, write_shards
+from helpers import TINY, free_port, main_here, stream_of, together, write_shards
 from test_114_plan import plan_of, table
 
 import nanogpt.plan
@@ -10,6 +12,7 @@ import train_gpt2
 from nanogpt.cards import SHEETS, find_card
 from nanogpt.memory import Memory
 from nanogpt.plan import Place
+from nanogpt.ranks import init_ranks
 from nanogpt.report import PEAK_TFLOPS, read_log
 
 
@@ -38,6 +41,20 @@ def test_the_video_filled_its_card(monkeypatch, capsys):
     assert [found[card]["as given"]["largest_B"] for card in ("4090", "T4")] == [16, 8]
 
 
+def with_another_batch(rank, world, port):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank),
+                      LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    ranks, config = init_ranks("cpu"), train_gpt2.PRESETS["laptop"]
+    config = train_gpt2.replace(config, B="auto" if rank else 8)
+    with pytest.raises(train_gpt2.UserError, match="ranks 0, 1 of 2 differ in --B: "):
+        nanogpt.plan.choose_batch(config, None, stream_of([0]), ranks)
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_with_another_batch_do_not_wait_for_each_other():
+    together(with_another_batch, 2, free_port())
+
+
 def test_what_fits_nowhere(monkeypatch, capsys):
     """GPT-2 XL with AdamW takes 25 GB before it computes; divided among eight, it fits a T4."""
     lines = [text.split() for _, text in plan_of(monkeypatch, capsys, "gpt2-1558M", "--card", "T4",
@@ -52,6 +69,7 @@ def test_every_card_has_a_speed_too():
         card = find_card(name)
         assert card.tflops in PEAK_TFLOPS.values() and card.memory > 10 and card.watts > 50
     assert find_card("A100").tflops == find_card("A100-80GB").tflops == 312
+    assert find_card("a100-80gb") == find_card("A100-80GB") != find_card("a100")
     assert (find_card("A10").tflops, find_card("H100").tflops) == (125, 989)
 
 

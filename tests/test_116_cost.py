@@ -119,6 +119,18 @@ def test_a_plan_for_a_card_without_data(tmp_path, monkeypatch, capsys):
     assert on_the_video == pytest.approx(nanogpt.speed.SHARE_OF_PEAK, abs=0.005)
 
 
+def test_a_ramp_has_more_steps_on_the_same_tokens(tmp_path, monkeypatch, capsys):
+    """Evaluations and checkpoints count steps; the network's work and the shards are the same."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--card", "H100", "--ranks", 8, "--B", 16, "--checkpoint-every", 1000]
+    plain = dict(plan_of(monkeypatch, capsys, *flags))
+    ramp = dict(plan_of(monkeypatch, capsys, *flags, "--batch-ramp", "0.25:0.5"))
+    # half of 18,795 batches in four steps each, the other half in one
+    assert "for 46,987 steps and 189 validations" in ramp["time"]
+    assert "checkpoints: 19 x" in plain["disk"] and "checkpoints: 47 x" in ramp["disk"]
+    assert ramp["speed"] == plain["speed"]
+
+
 @pytest.mark.parametrize("price", ["-1", "nan"])
 def test_a_price_is_positive(price, monkeypatch):
     with pytest.raises(train_gpt2.UserError, match="--price"):

@@ -15,8 +15,11 @@ from helpers import (
 )
 
 import train_gpt2
+from nanogpt.common import UserError
 from nanogpt.own_text import folder_beside, is_text, own_shards
 from nanogpt.report import read_log
+from nanogpt.sources import find_source
+from nanogpt.tokenizer import get_tokenizer
 from train_gpt2 import TrainConfig
 
 ARGS = "--shard-size", 400
@@ -60,6 +63,23 @@ def test_many_kinds_are_not_all_named(here):
         (here / "docs" / name).write_text("text")
     said = fineweb(here / "docs", here / "out", *ARGS).stdout.splitlines()[1]
     assert said == "skipped 12 other files: .0, .1, .10, .11, .2, .3, .4, .5, .6, ..."
+
+
+def test_what_runs_have_written_is_no_text(here):
+    """--data . is right beside them, too, however often."""
+    run = here / "mine" / "log" / "run"
+    (run / "checkpoint_000001").mkdir(parents=True)
+    (here / "mine" / "a.txt").write_text("Once")
+    for name in "log.txt", "config.toml", "checkpoint_000001/config.json":
+        (run / name).write_text("{\n")
+    assert find_source(str(here / "mine")).files == ("a.txt",)
+    (run / "config.toml").unlink()  # somebody's own log
+    assert len(find_source(str(here / "mine")).files) == 3
+
+
+def test_a_file_that_is_not_there_is_named(here):
+    with pytest.raises(UserError, match="no file nosuch.txt: name a txt"):
+        find_source("nosuch.txt")
 
 
 def test_a_folder_of_other_files_alone(here):
@@ -134,6 +154,21 @@ def test_an_address_that_cannot_be_read(here, monkeypatch, capsys):
 
 
 # --init-from log/NAME
+
+
+def test_a_presets_prompt_is_left_out_where_the_tokenizer_lacks_it(here, monkeypatch, capsys):
+    """Any text can be trained on: without the preset's letters, or without the end of a line."""
+    enc, presets = get_tokenizer("chars: abcdefgh"), train_gpt2.PRESETS
+    assert train_gpt2.fit_prompt(enc, presets["gpt2-124M"].prompt, presets) == ""
+    assert train_gpt2.fit_prompt(enc, "abc", presets) == "abc"
+    with pytest.raises(UserError, match="^--prompt: '[?]'"):
+        train_gpt2.fit_prompt(enc, "abc?", presets)
+    (here / "one.txt").write_text("abc bcd cab " * 999)
+    main_here(monkeypatch, *TINY[2:], "--prompt", "\n", "--data", "one.txt", "--tokenizer", "chars",
+              "--max-steps", 1, "--val-tokens", 64, "--sample-tokens", 5, "--out-dir", "one")
+    said = capsys.readouterr().out
+    assert all(set(line.partition(": ")[2]) <= set("'abcd ") for line in said.splitlines()
+               if line.startswith("  sample")) and said.count("  sample") >= 4
 
 
 def test_a_run_begins_where_another_ended(here, monkeypatch):

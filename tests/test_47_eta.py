@@ -1,6 +1,8 @@
 """The printed steps and the time left, by a clock that the test moves."""
 
+import io
 import re
+import sys
 import time
 
 import pytest
@@ -61,6 +63,21 @@ def test_some_steps_are_printed_and_all_are_logged(every, steps, tmp_path, monke
     assert [step for step, _, _ in lines] == steps
     log = read_log(tmp_path / "run" / "log.txt")
     assert log["train"][0] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_printed_step_is_in_a_file_at_once(tmp_path, monkeypatch):
+    """Someone may follow it, and a process may end at any moment."""
+    out, step, seen = io.TextIOWrapper(io.BytesIO()), train_gpt2.train_step, []
+
+    def looking(*args):
+        seen.append(out.buffer.getvalue().decode())
+        return step(*args)
+
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(train_gpt2, "train_step", looking)
+    main_here(monkeypatch, *TINY, "--data", write_shards(tmp_path / "shards"), "--out-dir",
+              tmp_path / "run", "--val-tokens", 512, "--sample-tokens", 0, "--max-steps", 3)
+    assert "step     0 | loss" in seen[1] and "step     1 | loss" in seen[2]
 
 
 def test_none_printed_is_refused():

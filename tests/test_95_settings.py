@@ -60,6 +60,8 @@ def test_other_words_are_refused(tmp_path):
                         [[str(tmp_path / "no.toml")], "No such file"]):
         with pytest.raises(UserError, match=words):
             parse_args(args)
+    (tmp_path / "mark.toml").write_bytes("seed = 7".encode("utf-8-sig"))  # Windows' editors
+    assert parse_args([str(tmp_path / "mark.toml")]).seed == 7
     (tmp_path / "latin.toml").write_bytes(b'prompt = "\xe9"')
     with pytest.raises(UserError, match="give a TOML file"):
         parse_args([str(tmp_path / "latin.toml")])

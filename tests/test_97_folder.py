@@ -215,7 +215,7 @@ def test_the_model_card(tmp_path, monkeypatch):
     for row in ("| text | my\\|shards; tokenizer: bytes, 257 ids |",
                 "| network | 2 layers, 2 heads, 32 channels: "
                 f"{model.num_params():,} parameters |",
-                "| training | 3 steps of 512 tokens, 64 at a time: 2.00 epochs |",
+                "| training | 3 steps, 3,072 tokens, 64 at a time: 2.00 epochs |",
                 "| training loss | 4.2500 at step 3 |", "| validation loss | 3.1250 at step 3 |",
                 "| endings right | 0.3000 at step 3 |"):
         assert f"\n{row}\n" in text, row

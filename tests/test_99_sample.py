@@ -165,7 +165,8 @@ def test_without_a_prompt_a_document_begins_or_a_line(capsys):
     enc = SimpleNamespace(eot_token=None, encode_ordinary=lambda text: [ord(c) for c in text],
                           decode_bytes=bytes)
     assert scripted([97], enc=enc).idx == [[10]]
-    assert capsys.readouterr().out == "a\na\n"
+    assert scripted([1], enc=get_tokenizer("chars:ab")).idx == [[0]]  # nor an end of a line
+    assert capsys.readouterr().out == "a\na\nb\n"
 
 
 def test_a_prompt_longer_than_the_network(capsys):
