@@ -414,7 +414,7 @@ FLAGS = {  # (program, words): flags
     (TRAIN, "is not a multiple of"): ["--B 3", "--n-head 3"],
     (TRAIN, "cannot write to"): ["--out-dir h.jsonl", f"--out-dir {'x' * 300}"],
     (TRAIN, "no train shards in"): ["--data nowhere", "--data model"],
-    (TRAIN, "nothing to read in nowhere.txt"): ["--data nowhere.txt"],
+    (TRAIN, "no file nowhere.txt: name a txt"): ["--data nowhere.txt"],
     (TRAIN, "no HellaSwag file"): ["--hellaswag nowhere", "--hellaswag model"],
     (TRAIN, "cannot get"): ["--init-from gpt2", "--hellaswag Rowan/hellaswag"],
     (TRAIN, "no model"): ["--init-from nowhere", "--init-from h.jsonl"],
