@@ -9,6 +9,7 @@ from helpers import TINY, lively_gpt, main_here, start, write_shards
 from safetensors.torch import load_file
 
 import train_gpt2
+from nanogpt import health
 from nanogpt.common import UserError
 from nanogpt.health import entropy, look_into
 from nanogpt.report import read_log
@@ -108,6 +109,8 @@ def test_sizes_are_the_checkpoints_and_training_is_the_same(optimizer, tmp_path,
 
     main_here(monkeypatch, *args, tmp_path / "without")
     monkeypatch.setattr(train_gpt2.nn.utils, "clip_grad_norm_", clip)
+    rows = []
+    monkeypatch.setattr(health, "look_into", lambda net, x: rows.append(x) or look_into(net, x))
     main_here(monkeypatch, *args, tmp_path / "with", "--health", 2)
     logs = [read_log(tmp_path / name / "log.txt") for name in ("with", "without")]
     assert all(logs[0][kind] == logs[1][kind] for kind in ("train", "val"))
@@ -116,6 +119,9 @@ def test_sizes_are_the_checkpoints_and_training_is_the_same(optimizer, tmp_path,
         assert a[0] == b[0] and torch.equal(a[1], b[1])
     notes = notes_of(tmp_path / "with")
     assert list(notes) == [0, 2, 4] and not notes_of(tmp_path / "without")
+    tokens = np.concatenate([np.load(file) for file in sorted(tmp_path.glob("shards/*train*.npy"))])
+    last = 4 * 512 + 256  # of step 4, the second micro-batch of two
+    assert rows[2].flatten().tolist() == tokens[last : last + 256].tolist()
     old, new = weights_of(tmp_path / "with", 4), weights_of(tmp_path / "with", 5)
     names = [name for name, _ in train_gpt2.GPT(train_gpt2.GPTConfig(
         32, 257, 2, 2, 32)).named_parameters()]
